@@ -1,0 +1,17 @@
+//! The files that are generated from this crate and committed beside it.
+
+use kube::CustomResourceExt;
+
+use crate::{PodCheckpoint, reasons};
+
+/// Every generated file: its path relative to this crate, and its content.
+///
+/// # Errors
+/// When the CRD cannot be serialised, which would be a mistake in the types.
+pub fn files() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser::Error> {
+    let crd = serde_saphyr::to_string(&PodCheckpoint::crd())?;
+    Ok(vec![
+        ("generated/podcheckpoints.yaml", crd),
+        ("reasons.md", reasons::markdown()),
+    ])
+}

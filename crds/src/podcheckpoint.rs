@@ -1,0 +1,506 @@
+//! `PodCheckpoint`, version v1alpha1. The `///` texts on fields are what `kubectl explain` shows.
+
+#![allow(clippy::duplicated_attributes, reason = "printcolumn repeats priority and type_")]
+#![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function")]
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Seconds a checkpoint may take when the user does not say.
+pub const DEFAULT_TIMEOUT_SECONDS: i32 = 300;
+
+/// What to checkpoint and how. The specification cannot be changed after creation: a checkpoint is one act, so another
+/// one is another object.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[kube(
+    group = "podcheckpoint.dev",
+    version = "v1alpha1",
+    kind = "PodCheckpoint",
+    plural = "podcheckpoints",
+    namespaced,
+    doc = "PodCheckpoint takes a checkpoint of the processes of one running pod, or says why that is not possible. The pod goes on running.",
+    status = "PodCheckpointStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    shortname = "pckpt",
+    category = "podcheckpoint",
+    selectable = ".status.nodeName",
+    selectable = ".spec.sourcePodName",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "True: the checkpoint is complete and verified"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.reason",
+        description = "Where it stands; the root cause when it failed"
+    ),
+    printcolumn(
+        name = "Pod",
+        type_ = "string",
+        json_path = ".spec.sourcePodName",
+        description = "The pod to checkpoint"
+    ),
+    printcolumn(
+        name = "Node",
+        type_ = "string",
+        json_path = ".status.nodeName",
+        description = "The node that holds the pod and the archive"
+    ),
+    printcolumn(
+        name = "Size",
+        type_ = "string",
+        json_path = ".status.size",
+        description = "Size of all archives"
+    ),
+    printcolumn(
+        name = "Frozen",
+        type_ = "string",
+        json_path = ".status.frozen",
+        description = "How long the pod stood still"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "UID",
+        type_ = "string",
+        json_path = ".status.sourcePodUID",
+        priority = "1",
+        description = "UID of the pod"
+    ),
+    printcolumn(
+        name = "Path",
+        type_ = "string",
+        json_path = ".status.checkpointLocation.nodeLocal.path",
+        priority = "1",
+        description = "Folder of the archives, below the agent's archive root on the node"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = "1",
+        description = "What to do next"
+    )
+)]
+#[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("spec is immutable: create another PodCheckpoint instead"))]
+#[serde(rename_all = "camelCase")]
+pub struct PodCheckpointSpec {
+    /// Name of the pod to checkpoint. It must run in the namespace of this object.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
+    pub source_pod_name: String,
+
+    /// UID that the pod must have. A pod of the same name with another UID is refused with SourcePodReplaced. When
+    /// absent, the UID that the pod has when the object is first seen is pinned in status.sourcePodUID.
+    #[serde(rename = "sourcePodUID", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 64),
+        regex(pattern = r"^[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?$")
+    )]
+    pub source_pod_uid: Option<String>,
+
+    /// Names of the containers to checkpoint. When absent: all running regular containers. Init and ephemeral
+    /// containers cannot be checkpointed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(
+            length(min = 1, max = 63),
+            regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+        )
+    )]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Set)]
+    pub containers: Option<Vec<String>>,
+
+    /// Seconds that the whole operation may take, from the moment that a node is known to the verified archive. When
+    /// they are over, the pod is made to run again and the checkpoint fails with DeadlineExceeded.
+    #[serde(default = "default_timeout_seconds")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub timeout_seconds: i32,
+
+    /// How the checkpoint is taken. Auto chooses by what the node offers and records in status.skippedMethods why the
+    /// others were not used.
+    #[serde(default)]
+    pub method: Method,
+
+    /// Only find out whether this pod could be checkpointed, and if not, why. Nothing is frozen and no archive is written.
+    #[serde(default)]
+    pub validate_only: bool,
+
+    /// Whether security settings of the node that stand in the way may be changed. Never: they are reported. Plan: the
+    /// changes are listed in status.patches and not made. Temporary: they are made, used and reverted.
+    #[serde(default)]
+    pub security_patches: SecurityPatches,
+
+    /// What happens to the archive on the node when this object is deleted.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+
+    /// Delete this object so many seconds after it has finished; deletionPolicy says what happens to the archive.
+    /// When absent it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub ttl_seconds_after_finished: Option<i32>,
+}
+
+fn default_timeout_seconds() -> i32 {
+    DEFAULT_TIMEOUT_SECONDS
+}
+
+/// A way to take the checkpoint.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
+)]
+pub enum Method {
+    /// Choose by what the node offers.
+    #[default]
+    Auto,
+    /// CheckpointContainer of the container runtime (CRI), one container after the other.
+    #[serde(rename = "CRI")]
+    Cri,
+    /// The checkpoint endpoint of the kubelet.
+    Kubelet,
+    /// The runtime's task service: all containers are frozen first, so that they are one consistent cut.
+    Direct,
+    /// A snapshot of the whole virtual machine of the sandbox.
+    #[serde(rename = "VMSnapshot")]
+    VmSnapshot,
+}
+
+impl Method {
+    /// The name as it stands in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "Auto",
+            Self::Cri => "CRI",
+            Self::Kubelet => "Kubelet",
+            Self::Direct => "Direct",
+            Self::VmSnapshot => "VMSnapshot",
+        }
+    }
+}
+
+/// Whether security settings of the node may be changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum SecurityPatches {
+    /// Report what stands in the way, change nothing.
+    #[default]
+    Never,
+    /// List the changes that would be made, change nothing.
+    Plan,
+    /// Change, checkpoint, revert.
+    Temporary,
+}
+
+/// What happens to the archive when the object is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// The archive is deleted with the object.
+    #[default]
+    Delete,
+    /// The archive stays on the node.
+    Retain,
+}
+
+/// What was found and done. The controller writes the binding, `reason` and the summary conditions; the agent on the
+/// node writes everything else.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodCheckpointStatus {
+    /// Generation of the specification that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Node on which the pod runs and on which the archive lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// UID of the pod that is checkpointed; pinned at first sight.
+    #[serde(rename = "sourcePodUID", default, skip_serializing_if = "Option::is_none")]
+    pub source_pod_uid: Option<String>,
+    /// When the operation was bound to its node. The deadline counts from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When it ended, well or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+    /// One word for `kubectl get`: the reason of Ready, or the root cause when the checkpoint failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Size of all archives together, for people: "281.5 KiB".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+    /// How long the pod stood still, for people: "41 ms".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<String>,
+    /// Where the archives are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_location: Option<CheckpointLocation>,
+    /// How the checkpoint was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+    /// Whether all containers are one cut in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<Consistency>,
+    /// The archive of each container.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub checkpointed_containers: Vec<CheckpointedContainer>,
+    /// What the node runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<RuntimeFacts>,
+    /// What was looked at before the checkpoint, and what was found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub findings: Vec<Finding>,
+    /// Security settings that were changed or would have to be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub patches: Vec<Patch>,
+    /// Methods that were not used, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub skipped_methods: Vec<SkippedMethod>,
+    /// Why it failed; absent unless it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// The conditions, one writer each. `kubectl wait --for=condition=Ready` returns when the archive is verified,
+    /// `--for=condition=Stalled` when it has failed for good.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Where archives are.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointLocation {
+    /// Kind of place.
+    pub r#type: LocationType,
+    /// Place on the node, when type is NodeLocal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_local: Option<NodeLocal>,
+}
+
+/// Kind of place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum LocationType {
+    /// On a disk of the node.
+    #[default]
+    NodeLocal,
+}
+
+/// A place on the node.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeLocal {
+    /// Folder relative to the agent's archive root (chart value agent.archiveRoot, /var/lib/podcheckpoint by default).
+    pub path: String,
+}
+
+/// Whether containers that were checkpointed together are one cut in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum Consistency {
+    /// All containers stood still at one moment, or there is only one.
+    Pod,
+    /// One container after the other: what they said to each other in between may be missing or doubled.
+    PerContainer,
+}
+
+/// The archive of one container.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointedContainer {
+    /// Name of the container in the pod.
+    pub name: String,
+    /// The runtime's identifier of the container.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// File name below checkpointLocation.
+    pub path: String,
+    /// Size in bytes.
+    pub size_bytes: i64,
+    /// SHA-256 of the archive, in hexadecimal.
+    pub sha256: String,
+    /// How the archive is laid out.
+    pub format: ArchiveFormat,
+    /// Microseconds that the processes stood still, as CRIU measured it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_micros: Option<i64>,
+    /// Microseconds until all processes stood still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freezing_micros: Option<i64>,
+    /// Microseconds that reading the memory took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memdump_micros: Option<i64>,
+    /// Microseconds that writing the memory took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memwrite_micros: Option<i64>,
+    /// Memory pages written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages_written: Option<i64>,
+    /// CRIU's full log, beside the archive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_path: Option<String>,
+}
+
+/// How an archive is laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum ArchiveFormat {
+    /// Tar with CRIU's images in checkpoint/, config.dump, spec.dump and the changed files of the root filesystem: the
+    /// layout that checkpointctl, CRI-O and containerd know.
+    #[default]
+    ContainerCheckpoint,
+}
+
+/// What the node runs.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeFacts {
+    /// Container runtime, for example containerd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Runtime handler of the pod (its RuntimeClass's handler; empty is the default one).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handler: Option<String>,
+    /// OCI runtime or shim below it, for example io.containerd.runc.v2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci_runtime: Option<String>,
+    /// Version of CRIU on the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub criu_version: Option<String>,
+    /// Kernel release of the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// cgroup version by which the containers are frozen: 1 or 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_version: Option<i32>,
+    /// Kernel release inside the sandbox, when it is a virtual machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_kernel: Option<String>,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// What was looked at.
+    pub check: String,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Reason, unless it passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What was seen.
+    pub evidence: String,
+    /// What to do, unless it passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+/// What came of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum Outcome {
+    /// Good.
+    Pass,
+    /// A checkpoint cannot work.
+    Fail,
+    /// A checkpoint may work.
+    Degraded,
+    /// It could not be looked at.
+    Unknown,
+}
+
+/// One security setting that was changed, or would have to be.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Patch {
+    /// The setting.
+    pub setting: String,
+    /// What the change affects besides the target: process, pod, profile or node.
+    pub scope: String,
+    /// Value before.
+    pub before: String,
+    /// Value for the time of the checkpoint.
+    pub after: String,
+    /// When it was changed; absent for a plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_time: Option<Time>,
+    /// When it was changed back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reverted_time: Option<Time>,
+}
+
+/// A method that was not used.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SkippedMethod {
+    /// The method.
+    pub method: Method,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub message: String,
+}
+
+/// Why a checkpoint failed.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// Step at which it failed.
+    pub step: Step,
+    /// Root cause, in one word.
+    pub reason: String,
+    /// Root cause, in a sentence, with what was seen.
+    pub message: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// A step of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum Step {
+    /// Finding the pod and its node.
+    ResolveTarget,
+    /// Starting the agent on the node.
+    StartAgent,
+    /// Finding the containers, the runtime and the methods on the node.
+    Inspect,
+    /// Proving that ptrace works.
+    ValidatePtrace,
+    /// Changing security settings.
+    PrepareSecurity,
+    /// Freezing the containers.
+    Freeze,
+    /// Writing the memory.
+    Dump,
+    /// Checking and storing the archive.
+    Archive,
+    /// Making the pod run again.
+    Resume,
+}
+
+impl PodCheckpoint {
+    /// The condition of one type, if it has been set.
+    pub fn condition(&self, r#type: crate::ConditionType) -> Option<&Condition> {
+        self.status
+            .as_ref()?
+            .conditions
+            .iter()
+            .find(|c| c.type_ == r#type.as_str())
+    }
+
+    /// Whether the object has finished: Ready or Stalled is True. Nothing may change the outcome afterwards.
+    pub fn is_terminal(&self) -> bool {
+        let is_true = |t| self.condition(t).is_some_and(|c| c.status == "True");
+        is_true(crate::ConditionType::Ready) || is_true(crate::ConditionType::Stalled)
+    }
+}
