@@ -1,6 +1,9 @@
 //! `PodCheckpoint`, version v1alpha1. The `///` texts on fields are what `kubectl explain` shows.
 
-#![allow(clippy::duplicated_attributes, reason = "printcolumn repeats priority and type_")]
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "printcolumn repeats priority and type_"
+)]
 #![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -241,6 +244,9 @@ pub struct PodCheckpointStatus {
     /// Where the archives are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_location: Option<CheckpointLocation>,
+    /// Whether there is something of this operation on the node's disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive_state: Option<ArchiveState>,
     /// How the checkpoint was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
@@ -285,6 +291,20 @@ pub struct CheckpointLocation {
     /// Place on the node, when type is NodeLocal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_local: Option<NodeLocal>,
+}
+
+/// Whether there is something of an operation on the node's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum ArchiveState {
+    /// The agent has begun: the pod may be frozen, and there may be partial files.
+    Writing,
+    /// The archive is complete and verified.
+    Present,
+    /// Nothing was kept.
+    #[serde(rename = "None")]
+    Nothing,
+    /// The archive has been deleted.
+    Deleted,
 }
 
 /// Kind of place.
@@ -356,6 +376,9 @@ pub enum ArchiveFormat {
     /// layout that checkpointctl, CRI-O and containerd know.
     #[default]
     ContainerCheckpoint,
+    /// The same layout as a folder, written once, straight to its place. Its sha256 is that of its file SHA256SUMS,
+    /// which lists every other file.
+    Directory,
 }
 
 /// What the node runs.

@@ -175,6 +175,11 @@ reasons! {
             "The pod has the annotation kubernetes.io/config.mirror.",
             "Run the workload as an ordinary pod.",
         }
+        TargetBusy {
+            "Another PodCheckpoint is at work on the same pod.",
+            "The message names it.",
+            "Wait until the other one has finished, then create another PodCheckpoint.",
+        }
         PodProtected {
             "The pod belongs to this operator; freezing it would freeze the checkpoint itself.",
             "The pod is in the operator's namespace.",
