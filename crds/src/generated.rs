@@ -11,7 +11,9 @@ use crate::{PodCheckpoint, reasons};
 pub fn files() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser::Error> {
     let crd = serde_saphyr::to_string(&PodCheckpoint::crd())?;
     Ok(vec![
-        ("generated/podcheckpoints.yaml", crd),
+        ("generated/podcheckpoints.yaml", crd.clone()),
+        // Helm reads only files inside the chart.
+        ("../charts/podcheckpoint/files/podcheckpoints.yaml", crd),
         ("reasons.md", reasons::markdown()),
     ])
 }
