@@ -1,1 +1,1 @@
-
+//! Tests on a local real cluster.
