@@ -1,0 +1,11 @@
+//! The agent: runs on the target's node, finds the target, takes the checkpoint, verifies the archive and reports.
+//!
+//! `node` observes, `plan` decides (pure), `operation` acts, `report` writes what came of it. Nothing here listens.
+
+#![forbid(unsafe_code)]
+
+pub mod archive;
+pub mod criu;
+pub mod journal;
+pub mod node;
+pub mod report;

@@ -1,0 +1,9 @@
+//! What the agent knows of the node: its container runtime, its kubelet, and the kernel's facts about the target.
+
+pub mod cgroup;
+pub mod cri;
+mod grpc;
+pub mod kubelet;
+pub mod process;
+pub mod tasks;
+pub mod watchdog;

@@ -1,0 +1,202 @@
+//! What the kernel says of the target's processes.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::cgroup::{CgroupError, Freezer};
+
+/// The target is not, or no longer, what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// The process is gone.
+    #[error("process {0} has ended")]
+    Gone(i32),
+    /// The process is another container's.
+    #[error("process {pid} is not in the cgroup of container {container}")]
+    Other {
+        /// The process.
+        pid: i32,
+        /// The container that it should be in.
+        container: String,
+    },
+    /// Its cgroup cannot be read.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+/// The main process of a container, pinned so that its number cannot come to mean another process.
+#[derive(Debug)]
+pub struct Target {
+    /// Keeps the number from being given to another process while it is looked at.
+    pidfd: OwnedFd,
+    /// Number of the process on the node.
+    pub pid: i32,
+    /// The container's freezer.
+    pub freezer: Freezer,
+}
+
+impl Target {
+    /// Pins a process and checks that it is in the cgroup of its container.
+    ///
+    /// # Errors
+    /// When it is gone or another's.
+    pub fn open(pid: i32, container: &str) -> Result<Self, TargetError> {
+        let number = Pid::from_raw(pid).ok_or(TargetError::Gone(pid))?;
+        let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|_| TargetError::Gone(pid))?;
+        let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|_| TargetError::Gone(pid))?;
+        // Every runtime names a container's cgroup after the container, some with a prefix or as a systemd scope.
+        if !membership.contains(container) {
+            return Err(TargetError::Other { pid, container: container.to_owned() });
+        }
+        let target = Self { pidfd, pid, freezer: Freezer::of_process(pid)? };
+        if target.alive() { Ok(target) } else { Err(TargetError::Gone(pid)) }
+    }
+
+    /// Whether the pinned process still runs; the number alone would not tell.
+    pub fn alive(&self) -> bool {
+        // A pidfd is readable once its process has ended, pidfd_open(2).
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+    }
+
+    /// Bytes of memory that a dump has to write at most: resident anonymous and shared pages of every process.
+    pub fn memory_bytes(&self) -> u64 {
+        self.freezer.processes().into_iter().map(resident_bytes).sum()
+    }
+}
+
+/// Resident anonymous and shared memory of a process, from /proc/PID/status.
+fn resident_bytes(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kibibytes = |key: &str| -> u64 {
+        let value = field(&status, key).unwrap_or_default();
+        value.trim_end_matches("kB").trim().parse().unwrap_or(0)
+    };
+    (kibibytes("RssAnon") + kibibytes("RssShmem")) * 1024
+}
+
+fn field<'a>(status: &'a str, key: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(str::trim))
+}
+
+/// What one process is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Its number.
+    pub pid: i32,
+    /// One letter, as /proc/PID/status has it.
+    pub state: char,
+    /// Number of its tracer, 0 if there is none.
+    pub tracer: i32,
+}
+
+impl Facts {
+    /// Facts of a process, `None` when it has ended. /proc/PID/status never blocks.
+    pub fn of(pid: i32) -> Option<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let state = field(&status, "State")?.chars().next()?;
+        let tracer = field(&status, "TracerPid")?.parse().ok()?;
+        Some(Self { pid, state, tracer })
+    }
+}
+
+/// Whether the target runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    /// It runs.
+    Runs {
+        /// Number of its processes.
+        processes: usize,
+    },
+    /// A cgroup is frozen.
+    Frozen {
+        /// Its folder.
+        cgroup: String,
+    },
+    /// A process is stopped.
+    Stopped {
+        /// The process.
+        pid: i32,
+    },
+    /// A process is traced.
+    Traced {
+        /// The process.
+        pid: i32,
+        /// Its tracer.
+        tracer: i32,
+        /// Name of the tracer.
+        command: String,
+    },
+    /// It has ended.
+    Gone,
+}
+
+/// Reads whether the containers with these freezers run.
+pub fn source_state(freezers: &[Freezer]) -> SourceState {
+    let mut facts = Vec::new();
+    for freezer in freezers {
+        match freezer.is_frozen() {
+            Ok(true) => return SourceState::Frozen { cgroup: freezer.path.display().to_string() },
+            Ok(false) => {}
+            Err(_) => return SourceState::Gone,
+        }
+        facts.extend(freezer.processes().into_iter().filter_map(Facts::of));
+    }
+    classify(&facts)
+}
+
+fn classify(facts: &[Facts]) -> SourceState {
+    let alive: Vec<_> = facts.iter().filter(|f| !matches!(f.state, 'Z' | 'X')).collect();
+    if let Some(f) = alive.iter().find(|f| f.tracer != 0) {
+        let command = fs::read_to_string(format!("/proc/{}/comm", f.tracer)).unwrap_or_default().trim().to_owned();
+        return SourceState::Traced { pid: f.pid, tracer: f.tracer, command };
+    }
+    if let Some(f) = alive.iter().find(|f| matches!(f.state, 'T' | 't')) {
+        return SourceState::Stopped { pid: f.pid };
+    }
+    if alive.is_empty() { SourceState::Gone } else { SourceState::Runs { processes: alive.len() } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(state: char, tracer: i32) -> Facts {
+        Facts { pid: 7, state, tracer }
+    }
+
+    #[test]
+    fn a_sleeping_process_runs() {
+        assert_eq!(classify(&[facts('S', 0)]), SourceState::Runs { processes: 1 });
+    }
+
+    #[test]
+    fn a_traced_process_is_not_called_running() {
+        assert!(matches!(classify(&[facts('S', 0), facts('t', 99)]), SourceState::Traced { pid: 7, tracer: 99, .. }));
+    }
+
+    #[test]
+    fn a_stopped_process_is_not_called_running() {
+        assert_eq!(classify(&[facts('T', 0)]), SourceState::Stopped { pid: 7 });
+    }
+
+    #[test]
+    fn only_zombies_are_nothing_that_runs() {
+        assert_eq!(classify(&[facts('Z', 0)]), SourceState::Gone);
+    }
+
+    #[test]
+    fn a_process_outside_the_containers_cgroup_is_refused() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert!(matches!(Target::open(own, "no-such-container"), Err(TargetError::Other { .. })));
+    }
+
+    #[test]
+    fn the_facts_of_this_process_are_read() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(Facts::of(own).unwrap().tracer, 0);
+    }
+}

@@ -1,0 +1,196 @@
+//! A process that outlives the agent and makes the target run again.
+//!
+//! A runtime that freezes a container thaws it with its caller's context: if the caller dies, the container can stay
+//! frozen for ever. So before anything is frozen, the agent starts itself a second time as a watchdog, with a pipe
+//! between them. When the pipe closes without a word, or the deadline passes, the watchdog thaws.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::cgroup::Freezer;
+use super::process::{Facts, SourceState, source_state};
+
+/// The byte by which the agent says that all is well.
+const DONE: u8 = b'd';
+/// How often a released target is looked at.
+const TICK: Duration = Duration::from_millis(20);
+/// How long a target must run undisturbed before the watchdog believes it: a runtime that is still at work may freeze
+/// it once more.
+const QUIET: Duration = Duration::from_secs(2);
+/// How long the watchdog waits for a CRIU that has lost its caller to finish by itself: killed while its code is in the
+/// target, it would take the target with it.
+const TRACER_PATIENCE: Duration = Duration::from_secs(10);
+/// When the watchdog gives up.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A watchdog that is armed. Dropped without [`Watchdog::disarm`], it releases the target.
+#[derive(Debug)]
+pub struct Watchdog {
+    child: Child,
+    pipe: Option<ChildStdin>,
+}
+
+impl Watchdog {
+    /// Starts a watchdog over containers; when this returns it is out of the agent's cgroup and waits.
+    ///
+    /// # Errors
+    /// When it cannot be started. Then nothing may be frozen.
+    pub fn arm(freezers: &[Freezer], deadline: Duration) -> io::Result<Self> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("watchdog").arg(deadline.as_secs().to_string());
+        command.arg(serde_json::to_string(freezers).map_err(io::Error::other)?);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+        let pipe = child.stdin.take();
+        let mut answer = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut answer)?;
+        }
+        if answer.trim() == "armed" { Ok(Self { child, pipe }) } else { Err(io::Error::other("the watchdog did not start")) }
+    }
+
+    /// Tells the watchdog that the target runs, and waits for its end.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn disarm(mut self) -> io::Result<()> {
+        if let Some(mut pipe) = self.pipe.take() {
+            pipe.write_all(&[DONE])?;
+        }
+        self.child.wait().map(drop)
+    }
+
+    /// Lets the watchdog make the target run, and waits until it has done so or given up.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn release(mut self) -> io::Result<()> {
+        drop(self.pipe.take());
+        self.child.wait().map(drop)
+    }
+}
+
+/// The watchdog's own `main`. `deadline` is in seconds, `freezers` is JSON.
+pub fn main(deadline: u64, freezers: &str) -> ExitCode {
+    let Ok(freezers) = serde_json::from_str::<Vec<Freezer>>(freezers) else { return ExitCode::from(2) };
+    if let Err(error) = leave_agents_cgroup() {
+        eprintln!("watchdog: cannot leave the agent's cgroup: {error}");
+        return ExitCode::FAILURE;
+    }
+    // The agent's terminal signals are not for this process.
+    let _ = rustix::process::setsid();
+    println!("armed");
+    if wait(Duration::from_secs(deadline)) {
+        return ExitCode::SUCCESS;
+    }
+    let runs = release(&freezers);
+    eprintln!("watchdog: released the target; it {}", if runs { "runs" } else { "does not run" });
+    if runs { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The runtime ends every process in the cgroup of a container whose first process has died, when the container has
+/// the node's pid namespace. The root of each hierarchy is no container's.
+fn leave_agents_cgroup() -> io::Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let own = std::process::id().to_string();
+    for root in cgroup_roots(&mounts) {
+        std::fs::write(root.join("cgroup.procs"), &own)?;
+    }
+    Ok(())
+}
+
+fn cgroup_roots(mountinfo: &str) -> Vec<PathBuf> {
+    let mut roots: Vec<PathBuf> = mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let cgroup = after.starts_with("cgroup ") || after.starts_with("cgroup2 ");
+            let mut fields = before.split(' ').skip(3);
+            let (root, point) = (fields.next()?, fields.next()?);
+            (cgroup && root == "/").then(|| Path::new(point).to_owned())
+        })
+        .collect();
+    roots.sort();
+    roots.dedup();
+    roots
+}
+
+/// Waits for the agent's word; false when the agent is gone or late.
+fn wait(deadline: Duration) -> bool {
+    let started = Instant::now();
+    let stdin = io::stdin();
+    loop {
+        let Some(left) = deadline.checked_sub(started.elapsed()) else { return false };
+        let Ok(timeout) = Timespec::try_from(left) else { return false };
+        let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(0) | Err(_) => return false,
+            Ok(_) => {
+                let mut byte = [0];
+                return matches!(rustix::io::read(&stdin, &mut byte), Ok(1)) && byte == [DONE];
+            }
+        }
+    }
+}
+
+/// Thaws until the target runs undisturbed; true if it does, or has ended.
+fn release(freezers: &[Freezer]) -> bool {
+    let started = Instant::now();
+    let mut quiet_since: Option<Instant> = None;
+    while started.elapsed() < LIMIT {
+        for freezer in freezers {
+            let _ = freezer.thaw();
+        }
+        match source_state(freezers) {
+            SourceState::Runs { .. } => {
+                if quiet_since.get_or_insert_with(Instant::now).elapsed() >= QUIET {
+                    return true;
+                }
+            }
+            SourceState::Gone => return true,
+            SourceState::Traced { .. } | SourceState::Stopped { .. } | SourceState::Frozen { .. } => {
+                quiet_since = None;
+                if started.elapsed() >= TRACER_PATIENCE {
+                    end_abandoned_tracers(freezers);
+                }
+            }
+        }
+        sleep(TICK);
+    }
+    false
+}
+
+/// Ends a CRIU that still traces the target: the kernel detaches what a dead tracer has traced.
+fn end_abandoned_tracers(freezers: &[Freezer]) {
+    let tracers = freezers.iter().flat_map(Freezer::processes).filter_map(Facts::of).map(|f| f.tracer);
+    for tracer in tracers.filter(|t| *t > 0) {
+        let command = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+        // Nobody else's debugger is ended.
+        if command.trim() == "criu"
+            && let Some(pid) = Pid::from_raw(tracer)
+        {
+            eprintln!("watchdog: ending criu {tracer}, which did not finish");
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hierarchy_is_left_and_bind_mounts_of_parts_are_not_roots() {
+        let mounts = "92 86 0:34 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n\
+            93 86 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+            94 86 0:34 /kubepods /mnt rw - cgroup cgroup rw,freezer\n\
+            95 86 0:39 / /tmp rw - tmpfs tmpfs rw\n";
+        assert_eq!(cgroup_roots(mounts), [Path::new("/sys/fs/cgroup/freezer"), Path::new("/sys/fs/cgroup/unified")]);
+    }
+}
