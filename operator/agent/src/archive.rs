@@ -18,7 +18,12 @@ const METADATA_LIMIT: u64 = 4 << 20;
 /// Free space that must remain beside an archive, in bytes.
 const RESERVE: u64 = 64 << 20;
 /// What every archive must hold: without these CRIU cannot restore.
-const REQUIRED: [&str; 4] = ["checkpoint/inventory.img", "checkpoint/pstree.img", "config.dump", "spec.dump"];
+const REQUIRED: [&str; 4] = [
+    "checkpoint/inventory.img",
+    "checkpoint/pstree.img",
+    "config.dump",
+    "spec.dump",
+];
 
 /// An archive is not what it should be, or the disk refuses.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +76,10 @@ impl ArchiveError {
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> ArchiveError {
-    move |source| ArchiveError::Io { path: path.to_owned(), source }
+    move |source| ArchiveError::Io {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Who an archive must be of.
@@ -89,7 +97,11 @@ pub struct Identity {
 
 impl std::fmt::Display for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "container {} of pod {}/{} ({})", self.container, self.namespace, self.pod, self.pod_uid)
+        write!(
+            f,
+            "container {} of pod {}/{} ({})",
+            self.container, self.namespace, self.pod, self.pod_uid
+        )
     }
 }
 
@@ -112,7 +124,9 @@ pub fn prepare(folder: &Path) -> Result<(), ArchiveError> {
     fs::create_dir_all(folder).map_err(at(folder))?;
     fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(at(folder))?;
     let proof = folder.join(".writable");
-    File::create(&proof).and_then(|file| file.sync_all()).map_err(at(&proof))?;
+    File::create(&proof)
+        .and_then(|file| file.sync_all())
+        .map_err(at(&proof))?;
     fs::remove_file(&proof).map_err(at(&proof))
 }
 
@@ -125,7 +139,15 @@ pub fn check_room(root: &Path, memory: u64, copies: u64) -> Result<(), ArchiveEr
     let stat = rustix::fs::statvfs(root).map_err(|e| at(root)(e.into()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let needed = memory.saturating_mul(copies).saturating_add(RESERVE);
-    if free < needed { Err(ArchiveError::Full { root: root.to_owned(), free, needed }) } else { Ok(()) }
+    if free < needed {
+        Err(ArchiveError::Full {
+            root: root.to_owned(),
+            free,
+            needed,
+        })
+    } else {
+        Ok(())
+    }
 }
 
 /// Reads a tar once: checks that it is whole, complete and of the right container, and hashes it.
@@ -134,7 +156,11 @@ pub fn check_room(root: &Path, memory: u64, copies: u64) -> Result<(), ArchiveEr
 /// When it is not, or cannot be read.
 pub fn verify_tar(path: &Path, expected: &Identity) -> Result<Verified, ArchiveError> {
     let file = File::open(path).map_err(at(path))?;
-    let mut hashed = Hashed { inner: io::BufReader::with_capacity(1 << 20, file), hash: Sha256::new(), bytes: 0 };
+    let mut hashed = Hashed {
+        inner: io::BufReader::with_capacity(1 << 20, file),
+        hash: Sha256::new(),
+        bytes: 0,
+    };
     let mut found = Contents::default();
     {
         let mut tar = tar::Archive::new(&mut hashed);
@@ -147,7 +173,11 @@ pub fn verify_tar(path: &Path, expected: &Identity) -> Result<Verified, ArchiveE
     io::copy(&mut hashed, &mut io::sink()).map_err(at(path))?;
     found.check(expected)?;
     let sha256 = hex(&hashed.hash.finalize());
-    Ok(Verified { size: hashed.bytes, sha256, stats: found.stats })
+    Ok(Verified {
+        size: hashed.bytes,
+        sha256,
+        stats: found.stats,
+    })
 }
 
 /// Checks a folder in the layout of an archive, writes SHA256SUMS into it and syncs everything.
@@ -162,7 +192,11 @@ pub fn verify_folder(folder: &Path, expected: &Identity) -> Result<Verified, Arc
         let path = folder.join(&relative);
         let name = relative.to_string_lossy().into_owned();
         let file = File::open(&path).map_err(at(&path))?;
-        let mut hashed = Hashed { inner: io::BufReader::with_capacity(1 << 20, &file), hash: Sha256::new(), bytes: 0 };
+        let mut hashed = Hashed {
+            inner: io::BufReader::with_capacity(1 << 20, &file),
+            hash: Sha256::new(),
+            bytes: 0,
+        };
         found.take_file(&name, &mut hashed).map_err(at(&path))?;
         io::copy(&mut hashed, &mut io::sink()).map_err(at(&path))?;
         file.sync_all().map_err(at(&path))?;
@@ -171,8 +205,14 @@ pub fn verify_folder(folder: &Path, expected: &Identity) -> Result<Verified, Arc
     }
     found.check(expected)?;
     let path = folder.join("SHA256SUMS");
-    fs::write(&path, &sums).and_then(|()| File::open(&path)?.sync_all()).map_err(at(&path))?;
-    Ok(Verified { size, sha256: hex(&Sha256::digest(sums.as_bytes())), stats: found.stats })
+    fs::write(&path, &sums)
+        .and_then(|()| File::open(&path)?.sync_all())
+        .map_err(at(&path))?;
+    Ok(Verified {
+        size,
+        sha256: hex(&Sha256::digest(sums.as_bytes())),
+        stats: found.stats,
+    })
 }
 
 /// Every regular file below a folder, relative to it, in order. Links are not followed.
@@ -185,7 +225,9 @@ fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
             let kind = entry.file_type()?;
             if kind.is_dir() {
                 folders.push(entry.path());
-            } else if kind.is_file() && let Ok(relative) = entry.path().strip_prefix(folder) {
+            } else if kind.is_file()
+                && let Ok(relative) = entry.path().strip_prefix(folder)
+            {
                 files.push(relative.to_owned());
             }
         }
@@ -204,7 +246,8 @@ pub fn publish(partial: &Path, name: &Path) -> Result<(), ArchiveError> {
         File::open(partial)?.sync_all()?;
         fs::set_permissions(partial, Permissions::from_mode(mode))?;
         fs::rename(partial, name)?;
-        name.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        name.parent()
+            .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
     sync().map_err(at(name))
 }
@@ -234,7 +277,9 @@ pub fn upper_layer(pid: i32) -> Option<PathBuf> {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
     let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/"))?;
     let (_, after) = root.split_once(" - overlay ")?;
-    let upper = after.split([' ', ',']).find_map(|option| option.strip_prefix("upperdir="))?;
+    let upper = after
+        .split([' ', ','])
+        .find_map(|option| option.strip_prefix("upperdir="))?;
     // The path is the node's, and so is process 1.
     Some(Path::new("/proc/1/root").join(upper.trim_start_matches('/')))
 }
@@ -273,14 +318,21 @@ impl Contents {
         if !entry.header().entry_type().is_file() {
             return Ok(());
         }
-        let name = entry.path()?.to_string_lossy().trim_start_matches("./").to_owned();
+        let name = entry
+            .path()?
+            .to_string_lossy()
+            .trim_start_matches("./")
+            .to_owned();
         self.take_file(&name, &mut entry)
     }
 
     fn take_file(&mut self, name: &str, content: &mut impl Read) -> io::Result<()> {
         let mut read = || {
             let mut bytes = Vec::new();
-            content.take(METADATA_LIMIT).read_to_end(&mut bytes).map(|_| bytes)
+            content
+                .take(METADATA_LIMIT)
+                .read_to_end(&mut bytes)
+                .map(|_| bytes)
         };
         match name {
             "spec.dump" => self.spec = Some(read()?),
@@ -306,7 +358,10 @@ impl Contents {
         if found == *expected {
             Ok(())
         } else {
-            Err(ArchiveError::Identity { found: found.to_string(), expected: expected.to_string() })
+            Err(ArchiveError::Identity {
+                found: found.to_string(),
+                expected: expected.to_string(),
+            })
         }
     }
 }
@@ -324,7 +379,8 @@ pub fn identity(spec: &[u8]) -> Option<Identity> {
             container: text(annotations, "io.kubernetes.cri.container-name")?,
         });
     }
-    let labels: serde_json::Value = serde_json::from_str(annotations.get("io.kubernetes.cri-o.Labels")?.as_str()?).ok()?;
+    let labels: serde_json::Value =
+        serde_json::from_str(annotations.get("io.kubernetes.cri-o.Labels")?.as_str()?).ok()?;
     Some(Identity {
         pod_uid: text(&labels, "io.kubernetes.pod.uid")?,
         namespace: text(&labels, "io.kubernetes.pod.namespace")?,
@@ -341,7 +397,12 @@ mod tests {
         "io.kubernetes.cri.sandbox-name":"cart","io.kubernetes.cri.container-name":"main"}}"#;
 
     fn expected() -> Identity {
-        Identity { pod_uid: "u-1".into(), namespace: "shop".into(), pod: "cart".into(), container: "main".into() }
+        Identity {
+            pod_uid: "u-1".into(),
+            namespace: "shop".into(),
+            pod: "cart".into(),
+            container: "main".into(),
+        }
     }
 
     fn write_tar(path: &Path, entries: &[(&str, &[u8])]) {
@@ -379,14 +440,24 @@ mod tests {
         write_tar(&path, &complete());
         let verified = verify_tar(&path, &expected()).unwrap();
         let bytes = fs::read(&path).unwrap();
-        assert_eq!((verified.size, verified.sha256), (bytes.len() as u64, hex(&Sha256::digest(&bytes))));
+        assert_eq!(
+            (verified.size, verified.sha256),
+            (bytes.len() as u64, hex(&Sha256::digest(&bytes)))
+        );
     }
 
     #[test]
     fn an_archive_without_one_required_part_is_refused() {
         for missing in REQUIRED {
-            let entries: Vec<_> = complete().into_iter().filter(|(name, _)| *name != missing).collect();
-            assert_eq!(verify(&entries).unwrap_err().reason(), Reason::ArchiveIncomplete, "{missing}");
+            let entries: Vec<_> = complete()
+                .into_iter()
+                .filter(|(name, _)| *name != missing)
+                .collect();
+            assert_eq!(
+                verify(&entries).unwrap_err().reason(),
+                Reason::ArchiveIncomplete,
+                "{missing}"
+            );
         }
     }
 
@@ -395,7 +466,10 @@ mod tests {
         let other = SPEC.replace("u-1", "u-2");
         let mut entries = complete();
         entries[4].1 = Box::leak(other.into_bytes().into_boxed_slice());
-        assert_eq!(verify(&entries).unwrap_err().reason(), Reason::ArchiveIdentityMismatch);
+        assert_eq!(
+            verify(&entries).unwrap_err().reason(),
+            Reason::ArchiveIdentityMismatch
+        );
     }
 
     #[test]
@@ -408,7 +482,10 @@ mod tests {
         write_tar(&path, &entries);
         let file = File::options().write(true).open(&path).unwrap();
         file.set_len(fs::metadata(&path).unwrap().len() - 50_000).unwrap();
-        assert_eq!(verify_tar(&path, &expected()).unwrap_err().reason(), Reason::ArchiveIncomplete);
+        assert_eq!(
+            verify_tar(&path, &expected()).unwrap_err().reason(),
+            Reason::ArchiveIncomplete
+        );
     }
 
     #[test]
@@ -424,9 +501,13 @@ mod tests {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
-        tar.append_link(&mut header, "config.dump", "/etc/shadow").unwrap();
+        tar.append_link(&mut header, "config.dump", "/etc/shadow")
+            .unwrap();
         tar.finish().unwrap();
-        assert_eq!(verify_tar(&path, &expected()).unwrap_err().reason(), Reason::ArchiveIncomplete);
+        assert_eq!(
+            verify_tar(&path, &expected()).unwrap_err().reason(),
+            Reason::ArchiveIncomplete
+        );
     }
 
     #[test]

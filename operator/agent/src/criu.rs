@@ -78,7 +78,10 @@ const STAGES: [(&str, Stage); 7] = [
 /// Texts and what they mean; the first that is found wins, so what is more exact stands first.
 const SIGNATURES: &[(&str, Reason)] = &[
     ("rt vDSO area bounds", Reason::CriuKernelMismatch),
-    ("Could not initialize kernel features detection", Reason::CriuKernelMismatch),
+    (
+        "Could not initialize kernel features detection",
+        Reason::CriuKernelMismatch,
+    ),
     ("suspending seccomp failed", Reason::SeccompSuspendDenied),
     ("Unable to interrupt task", Reason::PtraceDenied),
     ("found while seizing", Reason::ZombieInTree),
@@ -110,16 +113,28 @@ const SIGNATURES: &[(&str, Reason)] = &[
     ("No space left on device", Reason::StorageFull),
     ("Read-only file system", Reason::StorageNotWritable),
     ("criu support is disabled", Reason::RuntimeCheckpointDisabled),
-    ("checkpoint/restore support not available", Reason::RuntimeCheckpointDisabled),
+    (
+        "checkpoint/restore support not available",
+        Reason::RuntimeCheckpointDisabled,
+    ),
     ("criu binary not found", Reason::CriuMissing),
     ("\"criu\": executable file not found", Reason::CriuMissing),
     ("requires at least CRIU", Reason::CriuKernelMismatch),
-    ("checkpointing not implemented for runtimeVM", Reason::OciRuntimeUnsupported),
-    ("service Checkpoint: not implemented", Reason::OciRuntimeUnsupported),
+    (
+        "checkpointing not implemented for runtimeVM",
+        Reason::OciRuntimeUnsupported,
+    ),
+    (
+        "service Checkpoint: not implemented",
+        Reason::OciRuntimeUnsupported,
+    ),
     ("not compiled with CRIU support", Reason::OciRuntimeUnsupported),
     ("does not support checkpoint", Reason::OciRuntimeUnsupported),
     ("unknown method CheckpointContainer", Reason::RuntimeTooOld),
-    ("method CheckpointContainer not implemented", Reason::RuntimeTooOld),
+    (
+        "method CheckpointContainer not implemented",
+        Reason::RuntimeTooOld,
+    ),
     ("cannot pause a paused", Reason::SourceAlreadyPaused),
     ("unable to freeze", Reason::TaskUninterruptible),
     ("container not running", Reason::SourcePodGone),
@@ -133,18 +148,35 @@ const SIGNATURES: &[(&str, Reason)] = &[
 pub fn diagnose(runtime_error: &str, log: Option<&str>) -> Diagnosis {
     let errors = error_lines(log.unwrap_or_default());
     let from_log = signature(&errors.join("\n"));
-    let reason = from_log.or_else(|| signature(runtime_error)).unwrap_or(Reason::DumpFailed);
-    let lines = if errors.is_empty() { vec![shorten(runtime_error)] } else { errors };
-    Diagnosis { reason, stage: log.and_then(stage), lines }
+    let reason = from_log
+        .or_else(|| signature(runtime_error))
+        .unwrap_or(Reason::DumpFailed);
+    let lines = if errors.is_empty() {
+        vec![shorten(runtime_error)]
+    } else {
+        errors
+    };
+    Diagnosis {
+        reason,
+        stage: log.and_then(stage),
+        lines,
+    }
 }
 
 fn signature(text: &str) -> Option<Reason> {
-    SIGNATURES.iter().find(|(pattern, _)| text.contains(pattern)).map(|(_, reason)| *reason)
+    SIGNATURES
+        .iter()
+        .find(|(pattern, _)| text.contains(pattern))
+        .map(|(_, reason)| *reason)
 }
 
 /// The furthest stage that the log shows.
 pub fn stage(log: &str) -> Option<Stage> {
-    STAGES.iter().filter(|(pattern, _)| log.contains(pattern)).map(|(_, stage)| *stage).max()
+    STAGES
+        .iter()
+        .filter(|(pattern, _)| log.contains(pattern))
+        .map(|(_, stage)| *stage)
+        .max()
 }
 
 /// The first lines that CRIU marks as errors, or as the warning that precedes a denied ptrace.
@@ -155,8 +187,16 @@ fn error_lines(log: &str) -> Vec<String> {
 
 /// One line without its time, shortened, without control characters: it ends in a status that a terminal shows.
 fn shorten(line: &str) -> String {
-    let line = line.split_once(") ").map_or(line, |(time, rest)| if time.starts_with('(') { rest } else { line });
-    line.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LINE_LIMIT).collect::<String>().trim().to_owned()
+    let line = line.split_once(") ").map_or(
+        line,
+        |(time, rest)| if time.starts_with('(') { rest } else { line },
+    );
+    line.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(LINE_LIMIT)
+        .collect::<String>()
+        .trim()
+        .to_owned()
 }
 
 /// Where the log of a failed dump may lie on the node: containerd's shim copies it into the bundle, CRI-O leaves it in
@@ -228,7 +268,10 @@ mod tests {
             (00.024) Error (criu/files-reg.c:1803): Can't lookup mount=29 for fd=1 path=/out\n";
         let diagnosis = diagnose("criu failed: type NOTIFY errno 0", Some(log));
         assert_eq!(diagnosis.reason, Reason::ExternalFile);
-        assert_eq!(diagnosis.lines, ["Error (criu/files-reg.c:1803): Can't lookup mount=29 for fd=1 path=/out"]);
+        assert_eq!(
+            diagnosis.lines,
+            ["Error (criu/files-reg.c:1803): Can't lookup mount=29 for fd=1 path=/out"]
+        );
         assert_eq!(diagnosis.stage, Some(Stage::Seize));
     }
 
@@ -241,20 +284,25 @@ mod tests {
 
     #[test]
     fn a_process_in_d_state_is_not_called_a_denial() {
-        let log = "(10.0) Error (compel/src/lib/infect.c:365): Unseizable non-zombie 5 found, state D, err -1/4\n";
+        let log =
+            "(10.0) Error (compel/src/lib/infect.c:365): Unseizable non-zombie 5 found, state D, err -1/4\n";
         assert_eq!(diagnose("", Some(log)).reason, Reason::TaskUninterruptible);
     }
 
     #[test]
     fn the_runtimes_words_count_when_there_is_no_log() {
-        let words = "failed to checkpoint container \"a\": CRIU: criu binary not found in shim path or system PATH";
+        let words =
+            "failed to checkpoint container \"a\": CRIU: criu binary not found in shim path or system PATH";
         assert_eq!(diagnose(words, None).reason, Reason::CriuMissing);
     }
 
     #[test]
     fn what_nobody_knows_is_called_a_failed_dump_and_quoted() {
         let diagnosis = diagnose("rpc error: something new", None);
-        assert_eq!((diagnosis.reason, diagnosis.sentence().as_str()), (Reason::DumpFailed, "rpc error: something new"));
+        assert_eq!(
+            (diagnosis.reason, diagnosis.sentence().as_str()),
+            (Reason::DumpFailed, "rpc error: something new")
+        );
     }
 
     #[test]
@@ -266,12 +314,15 @@ mod tests {
     #[test]
     fn the_times_of_a_real_dump_are_read() {
         let image = [
-            0x40, 0x59, 0x10, 0x55, 0x06, 0x33, 0x09, 0x57, 0x22, 0, 0, 0, 0x0a, 0x20, 0x08, 0x98, 0x03, 0x10, 0xc5,
-            0xef, 0x06, 0x18, 0xe4, 0x03, 0x20, 0x45, 0x28, 0x32, 0x30, 0x00, 0x38, 0x22, 0x40, 0x00, 0x48, 0x00, 0x50,
-            0x08, 0x58, 0x08, 0x60, 0x00, 0x68, 0x00, 0x70, 0x00,
+            0x40, 0x59, 0x10, 0x55, 0x06, 0x33, 0x09, 0x57, 0x22, 0, 0, 0, 0x0a, 0x20, 0x08, 0x98, 0x03,
+            0x10, 0xc5, 0xef, 0x06, 0x18, 0xe4, 0x03, 0x20, 0x45, 0x28, 0x32, 0x30, 0x00, 0x38, 0x22, 0x40,
+            0x00, 0x48, 0x00, 0x50, 0x08, 0x58, 0x08, 0x60, 0x00, 0x68, 0x00, 0x70, 0x00,
         ];
         let stats = parse_stats(&image).unwrap();
-        assert_eq!((stats.freezing_micros, stats.frozen_micros, stats.pages_written), (408, 112_581, 34));
+        assert_eq!(
+            (stats.freezing_micros, stats.frozen_micros, stats.pages_written),
+            (408, 112_581, 34)
+        );
     }
 
     #[test]

@@ -55,7 +55,9 @@ pub struct JournalError {
 impl Journal {
     /// The journal below an archive root; its folder is made when the first entry is written.
     pub fn new(archive_root: &Path) -> Self {
-        Self { folder: archive_root.join("journal") }
+        Self {
+            folder: archive_root.join("journal"),
+        }
     }
 
     /// Writes an entry so that it is on disk when this returns.
@@ -90,8 +92,13 @@ impl Journal {
 
     /// Every entry. One that cannot be read is left out and logged: it must not keep the agent from its work.
     pub fn entries(&self) -> Vec<Entry> {
-        let Ok(files) = fs::read_dir(&self.folder) else { return Vec::new() };
-        let paths = files.flatten().map(|file| file.path()).filter(|p| p.extension().is_some_and(|e| e == "json"));
+        let Ok(files) = fs::read_dir(&self.folder) else {
+            return Vec::new();
+        };
+        let paths = files
+            .flatten()
+            .map(|file| file.path())
+            .filter(|p| p.extension().is_some_and(|e| e == "json"));
         paths
             .filter_map(|path| match read(&path) {
                 Ok(entry) => entry,
@@ -105,7 +112,10 @@ impl Journal {
 
     fn path(&self, uid: &str) -> PathBuf {
         // UIDs come from the API server; anything else in them must not lead out of the folder.
-        let safe: String = uid.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        let safe: String = uid
+            .chars()
+            .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+            .collect();
         self.folder.join(format!("{safe}.json"))
     }
 }
@@ -143,7 +153,10 @@ mod tests {
             namespace: "shop".into(),
             name: "cart".into(),
             deletion_policy: DeletionPolicy::Delete,
-            pids: vec![TargetProcess { container_id: "c1".into(), pid: 42 }],
+            pids: vec![TargetProcess {
+                container_id: "c1".into(),
+                pid: 42,
+            }],
             result: None,
         }
     }
@@ -180,6 +193,9 @@ mod tests {
     fn a_uid_cannot_lead_out_of_the_folder() {
         let root = tempfile::tempdir().unwrap();
         let journal = Journal::new(root.path());
-        assert_eq!(journal.path("../../etc/passwd"), root.path().join("journal/etcpasswd.json"));
+        assert_eq!(
+            journal.path("../../etc/passwd"),
+            root.path().join("journal/etcpasswd.json")
+        );
     }
 }

@@ -8,4 +8,7 @@ pub mod archive;
 pub mod criu;
 pub mod journal;
 pub mod node;
+pub mod operation;
+pub mod plan;
 pub mod report;
+pub mod run;

@@ -1,3 +1,123 @@
-//! Not there yet.
+//! The agent's command line.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use podcheckpoint_agent::journal::Journal;
+use podcheckpoint_agent::node::kubelet::Kubelet;
+use podcheckpoint_agent::node::watchdog;
+use podcheckpoint_agent::operation::Context;
+use podcheckpoint_agent::run;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Takes checkpoints of the pods of one node. Started by the controller as a pod.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch the PodCheckpoints of this node.
+    Run(RunArguments),
+    /// Make a target run again when the agent is gone. Started by the agent itself.
+    #[command(hide = true)]
+    Watchdog {
+        /// Seconds until the target is released in any case.
+        deadline: u64,
+        /// The target's freezers, as JSON.
+        freezers: String,
+    },
+}
+
+#[derive(clap::Args)]
+struct RunArguments {
+    /// Name of this node.
+    #[arg(long, env = "NODE_NAME")]
+    node_name: String,
+    /// Address of this node, for its kubelet.
+    #[arg(long, env = "HOST_IP")]
+    host_ip: Option<String>,
+    /// Folder of all archives; at the same path on the node, since the runtime writes there.
+    #[arg(long, default_value = "/var/lib/podcheckpoint")]
+    archive_root: PathBuf,
+    /// The container runtime's CRI socket; found by itself when absent.
+    #[arg(long)]
+    runtime_socket: Option<PathBuf>,
+    /// Port of the kubelet; the kubelet is not asked when absent.
+    #[arg(long)]
+    kubelet_port: Option<u16>,
+    /// Authority of the kubelet's certificate (PEM); the cluster's when absent.
+    #[arg(long, env = "KUBELET_CA_PEM")]
+    kubelet_ca: Option<String>,
+    /// How the log is written.
+    #[arg(long, value_enum, default_value_t = LogFormat::Json)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Json,
+    Text,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Watchdog { deadline, freezers } => watchdog::main(deadline, &freezers),
+        Command::Run(arguments) => run_agent(arguments),
+    }
+}
+
+fn run_agent(arguments: RunArguments) -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    match arguments.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.init(),
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no asynchronous runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(serve(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the agent ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(arguments: RunArguments) -> Result<(), Box<dyn std::error::Error>> {
+    let client = kube::Client::try_default().await?;
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stopper = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("asked to end");
+        stopper.cancel();
+    });
+    let kubelet = match (&arguments.host_ip, arguments.kubelet_port) {
+        (Some(host), Some(port)) => Some(Kubelet::new(host, port, arguments.kubelet_ca.as_deref())?),
+        _ => None,
+    };
+    let context = Context {
+        runtime_socket: arguments.runtime_socket,
+        kubelet,
+        journal: Journal::new(&arguments.archive_root),
+        archive_root: arguments.archive_root,
+    };
+    run::run(client, &arguments.node_name, context, stop).await?;
+    Ok(())
+}

@@ -41,7 +41,9 @@ impl Report {
         let mut status = PodCheckpointStatus::default();
         if let Some(old) = &object.status {
             status.conditions.clone_from(&old.conditions);
-            status.conditions.retain(|c| is_agents(&c.type_) && c.reason != Reason::Pending.as_str());
+            status
+                .conditions
+                .retain(|c| is_agents(&c.type_) && c.reason != Reason::Pending.as_str());
         }
         Self {
             namespace: object.namespace().unwrap_or_default(),
@@ -53,11 +55,24 @@ impl Report {
     }
 
     /// Sets one of the agent's conditions.
-    pub fn set(&mut self, r#type: ConditionType, verdict: Verdict, reason: Reason, message: impl Into<String>) {
+    pub fn set(
+        &mut self,
+        r#type: ConditionType,
+        verdict: Verdict,
+        reason: Reason,
+        message: impl Into<String>,
+    ) {
         debug_assert_eq!(r#type.owner(), conditions::Owner::Agent);
         let now = Time(k8s_openapi::jiff::Timestamp::now());
-        let new =
-            conditions::condition(r#type, verdict, reason, message, self.generation, &self.status.conditions, &now);
+        let new = conditions::condition(
+            r#type,
+            verdict,
+            reason,
+            message,
+            self.generation,
+            &self.status.conditions,
+            &now,
+        );
         self.status.conditions.retain(|c| c.type_ != new.type_);
         self.status.conditions.push(new);
     }
@@ -65,7 +80,12 @@ impl Report {
     /// Records the root cause, from the reason's own documentation.
     pub fn fail(&mut self, step: Step, reason: Reason, message: impl Into<String>) {
         let remedy = reason.doc().remedy.to_owned();
-        self.status.failure = Some(Failure { step, reason: reason.as_str().to_owned(), message: message.into(), remedy });
+        self.status.failure = Some(Failure {
+            step,
+            reason: reason.as_str().to_owned(),
+            message: message.into(),
+            remedy,
+        });
     }
 
     /// Whether there is something of this operation on disk.
@@ -82,8 +102,10 @@ impl Report {
         let params = PatchParams::apply(AGENT_MANAGER).force();
         let body = self.body();
         // A checkpoint's result must not be lost to an API server that restarts: about ten minutes in all.
-        let backoff =
-            ExponentialBuilder::default().with_max_delay(Duration::from_secs(10)).with_max_times(70).with_jitter();
+        let backoff = ExponentialBuilder::default()
+            .with_max_delay(Duration::from_secs(10))
+            .with_max_times(70)
+            .with_jitter();
         (|| async { api.patch_status(&self.name, &params, &Patch::Apply(&body)).await })
             .retry(backoff)
             .when(is_transient)
@@ -105,7 +127,9 @@ impl Report {
 }
 
 fn is_agents(r#type: &str) -> bool {
-    ConditionType::ALL.iter().any(|t| t.as_str() == r#type && t.owner() == conditions::Owner::Agent)
+    ConditionType::ALL
+        .iter()
+        .any(|t| t.as_str() == r#type && t.owner() == conditions::Owner::Agent)
 }
 
 fn is_transient(error: &kube::Error) -> bool {
@@ -167,6 +191,9 @@ mod tests {
     fn a_failure_carries_the_remedy_of_its_reason() {
         let mut report = Report::new(&object());
         report.fail(Step::Dump, Reason::CriuMissing, "no criu");
-        assert_eq!(report.status.failure.unwrap().remedy, Reason::CriuMissing.doc().remedy);
+        assert_eq!(
+            report.status.failure.unwrap().remedy,
+            Reason::CriuMissing.doc().remedy
+        );
     }
 }

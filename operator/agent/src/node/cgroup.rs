@@ -62,7 +62,9 @@ impl Freezer {
             // cgroup.events says what is so; cgroup.freeze only what is wanted of this one cgroup.
             Version::V2 => {
                 let wanted = read(&self.path.join("cgroup.freeze"))?.trim() == "1";
-                let frozen = read(&self.path.join("cgroup.events"))?.lines().any(|line| line == "frozen 1");
+                let frozen = read(&self.path.join("cgroup.events"))?
+                    .lines()
+                    .any(|line| line == "frozen 1");
                 Ok(wanted || frozen)
             }
         }
@@ -90,7 +92,11 @@ impl Freezer {
                 pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
             }
             let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-            folders.extend(entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+            folders.extend(
+                entries
+                    .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+                    .map(|e| e.path()),
+            );
         }
         pids
     }
@@ -105,7 +111,10 @@ impl Freezer {
 }
 
 fn read(path: &Path) -> Result<String, CgroupError> {
-    fs::read_to_string(path).map_err(|source| CgroupError::Io { path: path.to_owned(), source })
+    fs::read_to_string(path).map_err(|source| CgroupError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Finds the freezer from /proc/PID/cgroup (cgroups(7)) and /proc/self/mountinfo (proc(5)).
@@ -119,10 +128,16 @@ fn find(membership: &str, mountinfo: &str) -> Option<Freezer> {
     };
     let v1 = line(&|_, controllers| controllers.split(',').any(|c| c == "freezer"));
     if let (Some(path), Some(mount)) = (v1, mount(mountinfo, "cgroup", Some("freezer"))) {
-        return Some(Freezer { version: Version::V1, path: join(&mount, &path) });
+        return Some(Freezer {
+            version: Version::V1,
+            path: join(&mount, &path),
+        });
     }
     let path = line(&|id, controllers| id == "0" && controllers.is_empty())?;
-    Some(Freezer { version: Version::V2, path: join(&mount(mountinfo, "cgroup2", None)?, &path) })
+    Some(Freezer {
+        version: Version::V2,
+        path: join(&mount(mountinfo, "cgroup2", None)?, &path),
+    })
 }
 
 /// Mount point of a cgroup file system; the last one wins, since it covers those before.
@@ -153,14 +168,26 @@ mod tests {
     #[test]
     fn the_v1_freezer_is_taken_where_both_are_mounted() {
         let freezer = find("6:freezer:/kubepods/pod1/c1\n0::/kubepods/pod1/c1\n", HYBRID).unwrap();
-        assert_eq!(freezer, Freezer { version: Version::V1, path: "/sys/fs/cgroup/freezer/kubepods/pod1/c1".into() });
+        assert_eq!(
+            freezer,
+            Freezer {
+                version: Version::V1,
+                path: "/sys/fs/cgroup/freezer/kubepods/pod1/c1".into()
+            }
+        );
     }
 
     #[test]
     fn the_unified_hierarchy_is_taken_where_there_is_no_other() {
         let mounts = "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
         let freezer = find("0::/kubepods.slice/c1.scope\n", mounts).unwrap();
-        assert_eq!(freezer, Freezer { version: Version::V2, path: "/sys/fs/cgroup/kubepods.slice/c1.scope".into() });
+        assert_eq!(
+            freezer,
+            Freezer {
+                version: Version::V2,
+                path: "/sys/fs/cgroup/kubepods.slice/c1.scope".into()
+            }
+        );
     }
 
     #[test]

@@ -53,12 +53,22 @@ pub enum CriError {
 
 impl CriError {
     fn of(call: &'static str) -> impl Fn(Status) -> Self {
-        move |status| Self::Status { call, code: status.code(), message: status.message().to_owned() }
+        move |status| Self::Status {
+            call,
+            code: status.code(),
+            message: status.message().to_owned(),
+        }
     }
 
     /// Whether the runtime does not know the call.
     pub fn is_unimplemented(&self) -> bool {
-        matches!(self, Self::Status { code: Code::Unimplemented, .. })
+        matches!(
+            self,
+            Self::Status {
+                code: Code::Unimplemented,
+                ..
+            }
+        )
     }
 }
 
@@ -74,7 +84,12 @@ pub struct RuntimeVersion {
 impl RuntimeVersion {
     /// The first number of the version.
     pub fn major(&self) -> Option<u32> {
-        self.version.trim_start_matches('v').split('.').next()?.parse().ok()
+        self.version
+            .trim_start_matches('v')
+            .split('.')
+            .next()?
+            .parse()
+            .ok()
     }
 
     /// Whether it is containerd.
@@ -131,7 +146,8 @@ impl Cri {
     /// # Errors
     /// [`CriError::NotFound`] with what each socket answered.
     pub async fn discover(configured: Option<&Path>) -> Result<Self, CriError> {
-        let candidates: Vec<&Path> = configured.map_or_else(|| KNOWN_SOCKETS.map(Path::new).to_vec(), |c| vec![c]);
+        let candidates: Vec<&Path> =
+            configured.map_or_else(|| KNOWN_SOCKETS.map(Path::new).to_vec(), |c| vec![c]);
         let mut tried = Vec::new();
         for socket in candidates {
             match Self::connect(socket).await {
@@ -144,18 +160,33 @@ impl Cri {
 
     async fn connect(socket: &Path) -> Result<Self, String> {
         if let Err(error) = std::fs::metadata(socket) {
-            return Err(if error.kind() == io::ErrorKind::NotFound { "does not exist".into() } else { error.to_string() });
+            return Err(if error.kind() == io::ErrorKind::NotFound {
+                "does not exist".into()
+            } else {
+                error.to_string()
+            });
         }
         let channel = grpc::connect(socket).await.map_err(|error| chain(&error))?;
         let ask = grpc::call::<_, VersionResponse>(
             &channel,
             "/runtime.v1.RuntimeService/Version",
-            Request::new(VersionRequest { version: String::new() }),
+            Request::new(VersionRequest {
+                version: String::new(),
+            }),
         );
         let answer = tokio::time::timeout(Duration::from_secs(2), ask).await;
-        let answer = answer.map_err(|_| "no answer within 2 s")?.map_err(|status| status.message().to_owned())?;
-        let version = RuntimeVersion { name: answer.runtime_name, version: answer.runtime_version };
-        Ok(Self { channel, socket: socket.to_owned(), version })
+        let answer = answer
+            .map_err(|_| "no answer within 2 s")?
+            .map_err(|status| status.message().to_owned())?;
+        let version = RuntimeVersion {
+            name: answer.runtime_name,
+            version: answer.runtime_version,
+        };
+        Ok(Self {
+            channel,
+            socket: socket.to_owned(),
+            version,
+        })
     }
 
     /// Name and version.
@@ -175,21 +206,50 @@ impl Cri {
     pub async fn sandbox_of_pod(&self, uid: &str) -> Result<Option<Sandbox>, CriError> {
         let labels = HashMap::from([("io.kubernetes.pod.uid".to_owned(), uid.to_owned())]);
         let request = ListPodSandboxRequest {
-            filter: Some(PodSandboxFilter { state: Some(SandboxStateValue { state: SANDBOX_READY }), label_selector: labels }),
+            filter: Some(PodSandboxFilter {
+                state: Some(SandboxStateValue { state: SANDBOX_READY }),
+                label_selector: labels,
+            }),
         };
-        let answer: ListPodSandboxResponse = self.look_up("ListPodSandbox", "/runtime.v1.RuntimeService/ListPodSandbox", request).await?;
-        let Some(item) = answer.items.into_iter().find(|s| s.metadata.as_ref().is_some_and(|m| m.uid == uid)) else {
+        let answer: ListPodSandboxResponse = self
+            .look_up(
+                "ListPodSandbox",
+                "/runtime.v1.RuntimeService/ListPodSandbox",
+                request,
+            )
+            .await?;
+        let Some(item) = answer
+            .items
+            .into_iter()
+            .find(|s| s.metadata.as_ref().is_some_and(|m| m.uid == uid))
+        else {
             return Ok(None);
         };
         let metadata = item.metadata.unwrap_or_default();
         let containers = self.containers(&item.id).await?;
         let (namespace, name) = (metadata.namespace, metadata.name);
-        Ok(Some(Sandbox { id: item.id, namespace, name, handler: item.runtime_handler, containers }))
+        Ok(Some(Sandbox {
+            id: item.id,
+            namespace,
+            name,
+            handler: item.runtime_handler,
+            containers,
+        }))
     }
 
     async fn containers(&self, sandbox: &str) -> Result<Vec<Container>, CriError> {
-        let request = ListContainersRequest { filter: Some(ContainerFilter { pod_sandbox_id: sandbox.to_owned() }) };
-        let answer: ListContainersResponse = self.look_up("ListContainers", "/runtime.v1.RuntimeService/ListContainers", request).await?;
+        let request = ListContainersRequest {
+            filter: Some(ContainerFilter {
+                pod_sandbox_id: sandbox.to_owned(),
+            }),
+        };
+        let answer: ListContainersResponse = self
+            .look_up(
+                "ListContainers",
+                "/runtime.v1.RuntimeService/ListContainers",
+                request,
+            )
+            .await?;
         let mut containers = Vec::new();
         for item in answer.containers {
             containers.push(self.container(item).await?);
@@ -198,12 +258,23 @@ impl Cri {
     }
 
     async fn container(&self, item: ContainerItem) -> Result<Container, CriError> {
-        let request = ContainerStatusRequest { container_id: item.id.clone(), verbose: true };
-        let status: ContainerStatusResponse =
-            self.look_up("ContainerStatus", "/runtime.v1.RuntimeService/ContainerStatus", request).await?;
+        let request = ContainerStatusRequest {
+            container_id: item.id.clone(),
+            verbose: true,
+        };
+        let status: ContainerStatusResponse = self
+            .look_up(
+                "ContainerStatus",
+                "/runtime.v1.RuntimeService/ContainerStatus",
+                request,
+            )
+            .await?;
         // The verbose part is the runtime's own JSON: containerd and CRI-O both put pid and runtimeSpec there.
-        let info: VerboseInfo =
-            status.info.get("info").and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
+        let info: VerboseInfo = status
+            .info
+            .get("info")
+            .and_then(|json| serde_json::from_str(json).ok())
+            .unwrap_or_default();
         Ok(Container {
             id: item.id,
             name: item.metadata.unwrap_or_default().name,
@@ -240,8 +311,17 @@ impl Cri {
         Q: prost::Message + 'static,
         A: prost::Message + Default + 'static,
     {
-        let answer = tokio::time::timeout(LOOKUP_TIMEOUT, grpc::call(&self.channel, path, Request::new(request))).await;
-        answer.map_err(|_| CriError::Timeout { call, limit: LOOKUP_TIMEOUT })?.map_err(CriError::of(call))
+        let answer = tokio::time::timeout(
+            LOOKUP_TIMEOUT,
+            grpc::call(&self.channel, path, Request::new(request)),
+        )
+        .await;
+        answer
+            .map_err(|_| CriError::Timeout {
+                call,
+                limit: LOOKUP_TIMEOUT,
+            })?
+            .map_err(CriError::of(call))
     }
 }
 
@@ -401,13 +481,24 @@ mod tests {
 
     #[test]
     fn the_major_version_is_read_with_and_without_a_v() {
-        let of = |version: &str| RuntimeVersion { name: "containerd".into(), version: version.into() }.major();
+        let of = |version: &str| {
+            RuntimeVersion {
+                name: "containerd".into(),
+                version: version.into(),
+            }
+            .major()
+        };
         assert_eq!((of("v2.4.2"), of("1.7.24~ds1"), of("")), (Some(2), Some(1), None));
     }
 
     #[tokio::test]
     async fn a_missing_socket_is_named_with_what_was_seen() {
-        let error = Cri::discover(Some(Path::new("/nonexistent/runtime.sock"))).await.unwrap_err();
-        assert_eq!(error.to_string(), "no container runtime answered: /nonexistent/runtime.sock: does not exist");
+        let error = Cri::discover(Some(Path::new("/nonexistent/runtime.sock")))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no container runtime answered: /nonexistent/runtime.sock: does not exist"
+        );
     }
 }

@@ -36,13 +36,21 @@ pub(super) async fn connect(socket: &Path) -> Result<Channel, tonic::transport::
 ///
 /// # Errors
 /// The status that the server answered.
-pub(super) async fn call<Q, A>(channel: &Channel, path: &'static str, request: Request<Q>) -> Result<A, Status>
+pub(super) async fn call<Q, A>(
+    channel: &Channel,
+    path: &'static str,
+    request: Request<Q>,
+) -> Result<A, Status>
 where
     Q: prost::Message + 'static,
     A: prost::Message + Default + 'static,
 {
     let mut grpc = Grpc::new(channel.clone());
-    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    grpc.ready()
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
     let codec = ProstCodec::<Q, A>::default();
-    grpc.unary(request, PathAndQuery::from_static(path), codec).await.map(tonic::Response::into_inner)
+    grpc.unary(request, PathAndQuery::from_static(path), codec)
+        .await
+        .map(tonic::Response::into_inner)
 }

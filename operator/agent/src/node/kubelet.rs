@@ -37,7 +37,9 @@ impl KubeletError {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Setup(_) => Some(Reason::KubeletUnreachable),
-            Self::Transport { message, .. } if message.contains("certificate") => Some(Reason::KubeletUntrusted),
+            Self::Transport { message, .. } if message.contains("certificate") => {
+                Some(Reason::KubeletUntrusted)
+            }
             Self::Transport { .. } => Some(Reason::KubeletUnreachable),
             Self::Answer { code: 401 | 403, .. } => Some(Reason::KubeletDenied),
             Self::Answer { code: 404, .. } => Some(Reason::KubeletCheckpointUnavailable),
@@ -62,7 +64,11 @@ impl Kubelet {
     pub fn new(host: &str, port: u16, authority: Option<&str>) -> Result<Self, KubeletError> {
         let setup = |error: &dyn std::fmt::Display| KubeletError::Setup(error.to_string());
         let mut config = kube::Config::incluster().map_err(|e| setup(&e))?;
-        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host.to_owned()
+        };
         let address = format!("https://{host}:{port}");
         config.cluster_url = address.parse().map_err(|e| setup(&e))?;
         if let Some(pem) = authority {
@@ -87,18 +93,35 @@ impl Kubelet {
         container: &str,
         timeout: Duration,
     ) -> Result<PathBuf, KubeletError> {
-        let path = format!("/checkpoint/{namespace}/{pod}/{container}?timeout={}", timeout.as_secs());
-        let request = http::Request::post(path).body(Vec::new()).map_err(|e| KubeletError::Setup(e.to_string()))?;
-        let answer: Items = self.client.request(request).await.map_err(|error| self.explain(&error))?;
-        answer.items.into_iter().next().map(PathBuf::from).ok_or_else(|| KubeletError::Answer {
-            code: 200,
-            message: "no file was named".into(),
-        })
+        let path = format!(
+            "/checkpoint/{namespace}/{pod}/{container}?timeout={}",
+            timeout.as_secs()
+        );
+        let request = http::Request::post(path)
+            .body(Vec::new())
+            .map_err(|e| KubeletError::Setup(e.to_string()))?;
+        let answer: Items = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| self.explain(&error))?;
+        answer
+            .items
+            .into_iter()
+            .next()
+            .map(PathBuf::from)
+            .ok_or_else(|| KubeletError::Answer {
+                code: 200,
+                message: "no file was named".into(),
+            })
     }
 
     fn explain(&self, error: &kube::Error) -> KubeletError {
         match error {
-            kube::Error::Api(status) => KubeletError::Answer { code: status.code, message: status.message.clone() },
+            kube::Error::Api(status) => KubeletError::Answer {
+                code: status.code,
+                message: status.message.clone(),
+            },
             other => {
                 let mut message = other.to_string();
                 let mut source = std::error::Error::source(other);
@@ -106,7 +129,10 @@ impl Kubelet {
                     message = format!("{message}: {error}");
                     source = error.source();
                 }
-                KubeletError::Transport { address: self.address.clone(), message }
+                KubeletError::Transport {
+                    address: self.address.clone(),
+                    message,
+                }
             }
         }
     }
@@ -123,12 +149,25 @@ mod tests {
 
     #[test]
     fn an_error_of_the_runtime_is_left_to_the_signatures() {
-        assert_eq!(KubeletError::Answer { code: 500, message: "rpc error".into() }.reason(), None);
+        assert_eq!(
+            KubeletError::Answer {
+                code: 500,
+                message: "rpc error".into()
+            }
+            .reason(),
+            None
+        );
     }
 
     #[test]
     fn a_refused_token_is_told_from_a_missing_endpoint() {
-        let reason = |code| KubeletError::Answer { code, message: String::new() }.reason();
+        let reason = |code| {
+            KubeletError::Answer {
+                code,
+                message: String::new(),
+            }
+            .reason()
+        };
         assert_eq!(reason(403), Some(Reason::KubeletDenied));
         assert_eq!(reason(404), Some(Reason::KubeletCheckpointUnavailable));
     }

@@ -46,13 +46,25 @@ impl Target {
     pub fn open(pid: i32, container: &str) -> Result<Self, TargetError> {
         let number = Pid::from_raw(pid).ok_or(TargetError::Gone(pid))?;
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|_| TargetError::Gone(pid))?;
-        let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|_| TargetError::Gone(pid))?;
+        let membership =
+            fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|_| TargetError::Gone(pid))?;
         // Every runtime names a container's cgroup after the container, some with a prefix or as a systemd scope.
         if !membership.contains(container) {
-            return Err(TargetError::Other { pid, container: container.to_owned() });
+            return Err(TargetError::Other {
+                pid,
+                container: container.to_owned(),
+            });
         }
-        let target = Self { pidfd, pid, freezer: Freezer::of_process(pid)? };
-        if target.alive() { Ok(target) } else { Err(TargetError::Gone(pid)) }
+        let target = Self {
+            pidfd,
+            pid,
+            freezer: Freezer::of_process(pid)?,
+        };
+        if target.alive() {
+            Ok(target)
+        } else {
+            Err(TargetError::Gone(pid))
+        }
     }
 
     /// Whether the pinned process still runs; the number alone would not tell.
@@ -79,7 +91,9 @@ fn resident_bytes(pid: i32) -> u64 {
 }
 
 fn field<'a>(status: &'a str, key: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(str::trim))
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(str::trim))
 }
 
 /// What one process is doing.
@@ -139,7 +153,11 @@ pub fn source_state(freezers: &[Freezer]) -> SourceState {
     let mut facts = Vec::new();
     for freezer in freezers {
         match freezer.is_frozen() {
-            Ok(true) => return SourceState::Frozen { cgroup: freezer.path.display().to_string() },
+            Ok(true) => {
+                return SourceState::Frozen {
+                    cgroup: freezer.path.display().to_string(),
+                };
+            }
             Ok(false) => {}
             Err(_) => return SourceState::Gone,
         }
@@ -151,13 +169,26 @@ pub fn source_state(freezers: &[Freezer]) -> SourceState {
 fn classify(facts: &[Facts]) -> SourceState {
     let alive: Vec<_> = facts.iter().filter(|f| !matches!(f.state, 'Z' | 'X')).collect();
     if let Some(f) = alive.iter().find(|f| f.tracer != 0) {
-        let command = fs::read_to_string(format!("/proc/{}/comm", f.tracer)).unwrap_or_default().trim().to_owned();
-        return SourceState::Traced { pid: f.pid, tracer: f.tracer, command };
+        let command = fs::read_to_string(format!("/proc/{}/comm", f.tracer))
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        return SourceState::Traced {
+            pid: f.pid,
+            tracer: f.tracer,
+            command,
+        };
     }
     if let Some(f) = alive.iter().find(|f| matches!(f.state, 'T' | 't')) {
         return SourceState::Stopped { pid: f.pid };
     }
-    if alive.is_empty() { SourceState::Gone } else { SourceState::Runs { processes: alive.len() } }
+    if alive.is_empty() {
+        SourceState::Gone
+    } else {
+        SourceState::Runs {
+            processes: alive.len(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -165,7 +196,11 @@ mod tests {
     use super::*;
 
     fn facts(state: char, tracer: i32) -> Facts {
-        Facts { pid: 7, state, tracer }
+        Facts {
+            pid: 7,
+            state,
+            tracer,
+        }
     }
 
     #[test]
@@ -175,7 +210,14 @@ mod tests {
 
     #[test]
     fn a_traced_process_is_not_called_running() {
-        assert!(matches!(classify(&[facts('S', 0), facts('t', 99)]), SourceState::Traced { pid: 7, tracer: 99, .. }));
+        assert!(matches!(
+            classify(&[facts('S', 0), facts('t', 99)]),
+            SourceState::Traced {
+                pid: 7,
+                tracer: 99,
+                ..
+            }
+        ));
     }
 
     #[test]
@@ -191,7 +233,10 @@ mod tests {
     #[test]
     fn a_process_outside_the_containers_cgroup_is_refused() {
         let own = i32::try_from(std::process::id()).unwrap();
-        assert!(matches!(Target::open(own, "no-such-container"), Err(TargetError::Other { .. })));
+        assert!(matches!(
+            Target::open(own, "no-such-container"),
+            Err(TargetError::Other { .. })
+        ));
     }
 
     #[test]

@@ -38,7 +38,9 @@ impl Tasks {
     /// # Errors
     /// When nobody accepts.
     pub async fn connect(socket: &Path) -> Result<Self, TasksError> {
-        Ok(Self { channel: grpc::connect(socket).await.map_err(TasksError::Connect)? })
+        Ok(Self {
+            channel: grpc::connect(socket).await.map_err(TasksError::Connect)?,
+        })
     }
 
     /// Freezes a container.
@@ -46,8 +48,11 @@ impl Tasks {
     /// # Errors
     /// What containerd answered.
     pub async fn pause(&self, id: &str) -> Result<(), TasksError> {
-        let request = ContainerId { container_id: id.to_owned() };
-        self.call("Pause", "/containerd.services.tasks.v1.Tasks/Pause", request).await
+        let request = ContainerId {
+            container_id: id.to_owned(),
+        };
+        self.call("Pause", "/containerd.services.tasks.v1.Tasks/Pause", request)
+            .await
     }
 
     /// Thaws a container.
@@ -55,8 +60,11 @@ impl Tasks {
     /// # Errors
     /// What containerd answered.
     pub async fn resume(&self, id: &str) -> Result<(), TasksError> {
-        let request = ContainerId { container_id: id.to_owned() };
-        self.call("Resume", "/containerd.services.tasks.v1.Tasks/Resume", request).await
+        let request = ContainerId {
+            container_id: id.to_owned(),
+        };
+        self.call("Resume", "/containerd.services.tasks.v1.Tasks/Resume", request)
+            .await
     }
 
     /// Lets the OCI runtime write CRIU's images straight to a folder; the container goes on afterwards.
@@ -65,13 +73,24 @@ impl Tasks {
     /// What containerd answered.
     pub async fn checkpoint(&self, id: &str, images: &Path, work: &Path) -> Result<(), TasksError> {
         let path = |p: &Path| p.to_string_lossy().into_owned();
-        let options = CheckpointOptions { image_path: path(images), work_path: path(work) };
+        let options = CheckpointOptions {
+            image_path: path(images),
+            work_path: path(work),
+        };
         let options = Any {
             type_url: "containerd.runc.v1.CheckpointOptions".into(),
             value: prost::Message::encode_to_vec(&options),
         };
-        let request = CheckpointTaskRequest { container_id: id.to_owned(), options: Some(options) };
-        self.call("Checkpoint", "/containerd.services.tasks.v1.Tasks/Checkpoint", request).await
+        let request = CheckpointTaskRequest {
+            container_id: id.to_owned(),
+            options: Some(options),
+        };
+        self.call(
+            "Checkpoint",
+            "/containerd.services.tasks.v1.Tasks/Checkpoint",
+            request,
+        )
+        .await
     }
 
     async fn call<Q: prost::Message + 'static>(

@@ -45,13 +45,21 @@ impl Watchdog {
         let mut command = Command::new("/proc/self/exe");
         command.arg("watchdog").arg(deadline.as_secs().to_string());
         command.arg(serde_json::to_string(freezers).map_err(io::Error::other)?);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()?;
         let pipe = child.stdin.take();
         let mut answer = String::new();
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut answer)?;
         }
-        if answer.trim() == "armed" { Ok(Self { child, pipe }) } else { Err(io::Error::other("the watchdog did not start")) }
+        if answer.trim() == "armed" {
+            Ok(Self { child, pipe })
+        } else {
+            Err(io::Error::other("the watchdog did not start"))
+        }
     }
 
     /// Tells the watchdog that the target runs, and waits for its end.
@@ -77,7 +85,9 @@ impl Watchdog {
 
 /// The watchdog's own `main`. `deadline` is in seconds, `freezers` is JSON.
 pub fn main(deadline: u64, freezers: &str) -> ExitCode {
-    let Ok(freezers) = serde_json::from_str::<Vec<Freezer>>(freezers) else { return ExitCode::from(2) };
+    let Ok(freezers) = serde_json::from_str::<Vec<Freezer>>(freezers) else {
+        return ExitCode::from(2);
+    };
     if let Err(error) = leave_agents_cgroup() {
         eprintln!("watchdog: cannot leave the agent's cgroup: {error}");
         return ExitCode::FAILURE;
@@ -89,8 +99,15 @@ pub fn main(deadline: u64, freezers: &str) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let runs = release(&freezers);
-    eprintln!("watchdog: released the target; it {}", if runs { "runs" } else { "does not run" });
-    if runs { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    eprintln!(
+        "watchdog: released the target; it {}",
+        if runs { "runs" } else { "does not run" }
+    );
+    if runs {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// The runtime ends every process in the cgroup of a container whose first process has died, when the container has
@@ -125,8 +142,12 @@ fn wait(deadline: Duration) -> bool {
     let started = Instant::now();
     let stdin = io::stdin();
     loop {
-        let Some(left) = deadline.checked_sub(started.elapsed()) else { return false };
-        let Ok(timeout) = Timespec::try_from(left) else { return false };
+        let Some(left) = deadline.checked_sub(started.elapsed()) else {
+            return false;
+        };
+        let Ok(timeout) = Timespec::try_from(left) else {
+            return false;
+        };
         let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
         match poll(&mut fds, Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => {}
@@ -168,7 +189,11 @@ fn release(freezers: &[Freezer]) -> bool {
 
 /// Ends a CRIU that still traces the target: the kernel detaches what a dead tracer has traced.
 fn end_abandoned_tracers(freezers: &[Freezer]) {
-    let tracers = freezers.iter().flat_map(Freezer::processes).filter_map(Facts::of).map(|f| f.tracer);
+    let tracers = freezers
+        .iter()
+        .flat_map(Freezer::processes)
+        .filter_map(Facts::of)
+        .map(|f| f.tracer);
     for tracer in tracers.filter(|t| *t > 0) {
         let command = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
         // Nobody else's debugger is ended.
@@ -191,6 +216,12 @@ mod tests {
             93 86 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
             94 86 0:34 /kubepods /mnt rw - cgroup cgroup rw,freezer\n\
             95 86 0:39 / /tmp rw - tmpfs tmpfs rw\n";
-        assert_eq!(cgroup_roots(mounts), [Path::new("/sys/fs/cgroup/freezer"), Path::new("/sys/fs/cgroup/unified")]);
+        assert_eq!(
+            cgroup_roots(mounts),
+            [
+                Path::new("/sys/fs/cgroup/freezer"),
+                Path::new("/sys/fs/cgroup/unified")
+            ]
+        );
     }
 }

@@ -1,0 +1,822 @@
+//! One checkpoint, from the first look at the node to the verified archive. The only module that touches the target.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use podcheckpoint_crds::conditions::Verdict;
+use podcheckpoint_crds::{
+    ArchiveFormat, ArchiveState, CheckpointLocation, CheckpointedContainer, ConditionType, Finding,
+    LocationType, Method, NodeLocal, Outcome, PodCheckpoint, Reason, RuntimeFacts, Step,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::archive::{self, ArchiveError, Identity, Verified};
+use crate::criu;
+use crate::journal::{Entry, Journal, TargetProcess};
+use crate::node::cgroup::Freezer;
+use crate::node::cri::{Container, Cri, CriError, Sandbox};
+use crate::node::kubelet::{Kubelet, KubeletError};
+use crate::node::process::{SourceState, Target, TargetError, source_state};
+use crate::node::tasks::{Tasks, TasksError};
+use crate::node::watchdog::Watchdog;
+use crate::plan::{self, Plan};
+use crate::report::Report;
+
+/// How much longer than the agent the watchdog waits: it is for an agent that is gone or stuck.
+const WATCHDOG_GRACE: Duration = Duration::from_secs(2);
+/// How long the target may take to run again after the dump.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How often the freezer is looked at during a dump, which is how exactly the frozen time is known.
+const FREEZER_TICK: Duration = Duration::from_millis(2);
+
+/// What an operation needs of its surroundings.
+#[derive(Clone)]
+pub struct Context {
+    /// Socket that the administrator named.
+    pub runtime_socket: Option<PathBuf>,
+    /// The kubelet, if it may be asked.
+    pub kubelet: Option<Kubelet>,
+    /// Root of all archives.
+    pub archive_root: PathBuf,
+    /// The journal below it.
+    pub journal: Journal,
+}
+
+impl Context {
+    /// Folder of one object's archives.
+    pub fn folder(&self, uid: &str) -> PathBuf {
+        self.archive_root.join("checkpoints").join(uid)
+    }
+}
+
+/// Why an operation ends early. This is data for the status, not an error of the agent.
+#[derive(Debug)]
+struct Stop {
+    step: Step,
+    reason: Reason,
+    message: String,
+}
+
+impl Stop {
+    fn new(step: Step, reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            step,
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// A container that is to be checkpointed.
+struct Subject {
+    container: Container,
+    target: Target,
+}
+
+/// What is to be done, as far as it has been found out.
+struct Inspection {
+    /// UID of the pod, as the controller pinned it.
+    pod_uid: String,
+    cri: Cri,
+    sandbox: Sandbox,
+    subjects: Vec<Subject>,
+    plan: Plan,
+}
+
+impl Inspection {
+    fn freezers(&self) -> Vec<Freezer> {
+        self.subjects.iter().map(|s| s.target.freezer.clone()).collect()
+    }
+}
+
+/// Takes the checkpoint of one object and leaves in `report` what came of it. `cancelled` fires when the object is
+/// deleted or the agent ends.
+pub async fn run(
+    context: &Context,
+    object: &PodCheckpoint,
+    report: &mut Report,
+    cancelled: &CancellationToken,
+) {
+    let inspection = inspect(context, object, report).await;
+    let outcome = match &inspection {
+        Err(_) => None,
+        Ok(_) if object.spec.validate_only => None,
+        Ok(found) => Some(checkpoint(context, object, found, report, cancelled).await),
+    };
+    let freezers = inspection.as_ref().map(Inspection::freezers).unwrap_or_default();
+    match (inspection, outcome) {
+        (Err(stop), _) | (Ok(_), Some(Err(stop))) => failed(report, &stop),
+        (Ok(_), Some(Ok(()))) => {
+            report.set(
+                ConditionType::Checkpointed,
+                Verdict::True,
+                Reason::CheckpointCompleted,
+                completed(report),
+            );
+        }
+        (Ok(_), None) => {
+            let text = "validateOnly: no checkpoint was taken";
+            report.set(
+                ConditionType::Checkpointed,
+                Verdict::Unknown,
+                Reason::NotRequested,
+                text,
+            );
+            report.archive_state(ArchiveState::Nothing);
+        }
+    }
+    conclude(report, &freezers).await;
+}
+
+fn failed(report: &mut Report, stop: &Stop) {
+    report.fail(stop.step, stop.reason, stop.message.clone());
+    report.set(
+        ConditionType::Checkpointed,
+        Verdict::False,
+        stop.reason,
+        stop.message.clone(),
+    );
+    report.archive_state(ArchiveState::Nothing);
+}
+
+fn completed(report: &Report) -> String {
+    let status = &report.status;
+    let (count, size) = (
+        status.checkpointed_containers.len(),
+        status.size.as_deref().unwrap_or("?"),
+    );
+    format!("{count} container(s), {size}, verified by SHA-256")
+}
+
+/// The conditions that every operation ends with; SourceRunning is read from the kernel.
+async fn conclude(report: &mut Report, freezers: &[Freezer]) {
+    let text = "this version of the agent proves ptrace by the checkpoint itself";
+    report.set(
+        ConditionType::PtraceValidated,
+        Verdict::Unknown,
+        Reason::ProbeNotRun,
+        text,
+    );
+    report.set(
+        ConditionType::SecurityPrepared,
+        Verdict::True,
+        Reason::NotNeeded,
+        "no setting was changed",
+    );
+    report.set(
+        ConditionType::SecurityRestored,
+        Verdict::True,
+        Reason::NotNeeded,
+        "no setting was changed",
+    );
+    let (verdict, reason, message) = describe_source(settle(freezers).await);
+    report.set(ConditionType::SourceRunning, verdict, reason, message);
+}
+
+/// Waits, within bounds, until the target runs.
+async fn settle(freezers: &[Freezer]) -> Option<SourceState> {
+    if freezers.is_empty() {
+        return None;
+    }
+    let started = Instant::now();
+    loop {
+        let state = source_state(freezers);
+        let settled = matches!(state, SourceState::Runs { .. } | SourceState::Gone);
+        if settled || started.elapsed() > SETTLE {
+            return Some(state);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn describe_source(state: Option<SourceState>) -> (Verdict, Reason, String) {
+    match state {
+        None => (
+            Verdict::Unknown,
+            Reason::NotReached,
+            "the pod was not touched".into(),
+        ),
+        Some(SourceState::Runs { processes }) => (
+            Verdict::True,
+            Reason::SourceRuns,
+            format!("{processes} process(es) run; none is frozen, stopped or traced"),
+        ),
+        Some(SourceState::Frozen { cgroup }) => (
+            Verdict::False,
+            Reason::SourceFrozen,
+            format!("{cgroup} is frozen"),
+        ),
+        Some(SourceState::Stopped { pid }) => (
+            Verdict::False,
+            Reason::SourceStopped,
+            format!("process {pid} is stopped"),
+        ),
+        Some(SourceState::Traced { pid, tracer, command }) => (
+            Verdict::False,
+            Reason::SourceTraced,
+            format!("process {pid} is traced by {tracer} ({command})"),
+        ),
+        Some(SourceState::Gone) => (
+            Verdict::Unknown,
+            Reason::SourcePodGone,
+            "the pod's processes have ended".into(),
+        ),
+    }
+}
+
+/// Thaws what an earlier agent may have left frozen, and says what the target does now.
+pub async fn recover(entry: &Entry, report: &mut Report) {
+    let targets: Vec<Target> = entry
+        .pids
+        .iter()
+        .filter_map(|process| Target::open(process.pid, &process.container_id).ok())
+        .collect();
+    let freezers: Vec<Freezer> = targets.iter().map(|target| target.freezer.clone()).collect();
+    for freezer in &freezers {
+        if let Err(error) = freezer.thaw() {
+            tracing::error!(%error, "cannot thaw");
+        }
+    }
+    let message = "the agent was restarted in the middle of the checkpoint; partial files have been deleted";
+    failed(report, &Stop::new(Step::Dump, Reason::AgentInterrupted, message));
+    conclude(report, &freezers).await;
+}
+
+// --- looking, without touching -------------------------------------------------------------------------------------
+
+async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report) -> Result<Inspection, Stop> {
+    let stop = |reason, message: String| Stop::new(Step::Inspect, reason, message);
+    let uid = object
+        .status
+        .as_ref()
+        .and_then(|s| s.source_pod_uid.as_deref())
+        .unwrap_or_default();
+    let cri = Cri::discover(context.runtime_socket.as_deref())
+        .await
+        .map_err(|error| stop(Reason::RuntimeNotFound, error.to_string()))?;
+    let sandbox = cri
+        .sandbox_of_pod(uid)
+        .await
+        .map_err(|e| stop(Reason::RuntimeUnavailable, e.to_string()))?;
+    let sandbox = sandbox.ok_or_else(|| {
+        stop(
+            Reason::SourcePodGone,
+            format!(
+                "the runtime has no ready sandbox of pod {} with UID {uid}",
+                object.spec.source_pod_name
+            ),
+        )
+    })?;
+    let subjects = choose_containers(object, &sandbox)?;
+    report.status.runtime = Some(runtime_facts(&cri, &sandbox, &subjects));
+    let facts = plan::Facts {
+        runtime: cri.version().name.clone(),
+        runtime_major: cri.version().major(),
+        shims: subjects
+            .iter()
+            .map(|s| s.container.runtime_type.clone())
+            .collect(),
+        handler: sandbox.handler.clone(),
+        containers: subjects.len(),
+        kubelet: context.kubelet.is_some(),
+    };
+    let (plan, skipped) = plan::choose(object.spec.method, &facts);
+    report.status.skipped_methods = skipped;
+    let plan = plan.map_err(|(reason, message)| stop(reason, message))?;
+    report.status.method = Some(plan.method);
+    report.status.consistency = Some(plan.consistency);
+    check_target(context, &plan, &subjects, report)?;
+    Ok(Inspection {
+        pod_uid: uid.to_owned(),
+        cri,
+        sandbox,
+        subjects,
+        plan,
+    })
+}
+
+fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Subject>, Stop> {
+    let stop = |reason, message: String| Stop::new(Step::Inspect, reason, message);
+    let wanted = object.spec.containers.as_deref();
+    // An exited container of the same name is an earlier attempt.
+    let running = sandbox.containers.iter().filter(|c| c.running);
+    let chosen: Vec<&Container> = running
+        .filter(|c| wanted.is_none_or(|names| names.contains(&c.name)))
+        .collect();
+    if let Some(missing) =
+        wanted.and_then(|names| names.iter().find(|n| !chosen.iter().any(|c| c.name == **n)))
+    {
+        return Err(stop(
+            Reason::ContainerNotRunning,
+            format!("container {missing} does not run"),
+        ));
+    }
+    if chosen.is_empty() {
+        return Err(stop(
+            Reason::ContainerNotRunning,
+            "no container of the pod runs".into(),
+        ));
+    }
+    chosen
+        .into_iter()
+        .map(|container| subject(container.clone()))
+        .collect()
+}
+
+fn subject(container: Container) -> Result<Subject, Stop> {
+    let gone = |message: String| Stop::new(Step::Inspect, Reason::SourcePodGone, message);
+    let pid = container.pid.ok_or_else(|| {
+        gone(format!(
+            "the runtime names no process of container {}",
+            container.name
+        ))
+    })?;
+    let target = Target::open(pid, &container.id).map_err(|error: TargetError| gone(error.to_string()))?;
+    Ok(Subject { container, target })
+}
+
+fn runtime_facts(cri: &Cri, sandbox: &Sandbox, subjects: &[Subject]) -> RuntimeFacts {
+    let first = subjects.first();
+    RuntimeFacts {
+        name: Some(cri.version().name.clone()),
+        version: Some(cri.version().version.clone()),
+        handler: Some(sandbox.handler.clone()).filter(|handler| !handler.is_empty()),
+        oci_runtime: first.and_then(|s| s.container.runtime_type.clone()),
+        criu_version: None,
+        kernel: Some(rustix::system::uname().release().to_string_lossy().into_owned()),
+        cgroup_version: first.map(|s| s.target.freezer.number()),
+        guest_kernel: None,
+    }
+}
+
+/// What can be known to fail before anything is touched.
+fn check_target(
+    context: &Context,
+    plan: &Plan,
+    subjects: &[Subject],
+    report: &mut Report,
+) -> Result<(), Stop> {
+    for subject in subjects {
+        let name = &subject.container.name;
+        let frozen = subject.target.freezer.is_frozen().unwrap_or(false);
+        let evidence = format!(
+            "{} is {}",
+            subject.target.freezer.path.display(),
+            if frozen { "frozen" } else { "thawed" }
+        );
+        note(
+            report,
+            &format!("freezer of {name}"),
+            (!frozen).then_some(()).ok_or(Reason::SourceAlreadyPaused),
+            &evidence,
+        );
+        if frozen {
+            return Err(Stop::new(Step::Inspect, Reason::SourceAlreadyPaused, evidence));
+        }
+    }
+    let memory: u64 = subjects.iter().map(|s| s.target.memory_bytes()).sum();
+    // containerd's CRI plugin and the kubelet behind it write each page to images, to a content store's tar, back to
+    // files and into the archive; Direct writes it once.
+    let copies = if plan.method == Method::Direct { 1 } else { 4 };
+    let room = archive::prepare(&context.archive_root)
+        .and_then(|()| archive::check_room(&context.archive_root, memory, copies));
+    let evidence = room.as_ref().map_or_else(describe, |()| {
+        format!("room for {} of memory", human_bytes(memory))
+    });
+    note(
+        report,
+        "archive root",
+        room.as_ref().map(|()| ()).map_err(ArchiveError::reason),
+        &evidence,
+    );
+    room.map_err(|error| Stop::new(Step::Inspect, error.reason(), describe(&error)))
+}
+
+fn note(report: &mut Report, check: &str, outcome: Result<(), Reason>, evidence: &str) {
+    let reason = outcome.err();
+    report.status.findings.push(Finding {
+        check: check.to_owned(),
+        outcome: if reason.is_none() {
+            Outcome::Pass
+        } else {
+            Outcome::Fail
+        },
+        reason: reason.map(|r| r.as_str().to_owned()),
+        evidence: evidence.to_owned(),
+        remedy: reason.map(|r| r.doc().remedy.to_owned()),
+    });
+}
+
+fn describe(error: &ArchiveError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+// --- touching ------------------------------------------------------------------------------------------------------
+
+async fn checkpoint(
+    context: &Context,
+    object: &PodCheckpoint,
+    found: &Inspection,
+    report: &mut Report,
+    cancelled: &CancellationToken,
+) -> Result<(), Stop> {
+    let uid = object.metadata.uid.clone().unwrap_or_default();
+    let folder = context.folder(&uid);
+    let not_writable = |error: ArchiveError| Stop::new(Step::Archive, error.reason(), describe(&error));
+    archive::prepare(&folder).map_err(not_writable)?;
+    begin(context, object, &uid, found)?;
+    let deadline = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
+    let dumped = dump(context, found, &folder, deadline, cancelled, report).await;
+    let result = match dumped {
+        Ok(()) => finish(found, &folder, report).await,
+        Err(stop) => Err(stop),
+    };
+    if result.is_err() {
+        remove_folder(&folder);
+    } else {
+        let path = format!("checkpoints/{uid}");
+        report.status.checkpoint_location = Some(CheckpointLocation {
+            r#type: LocationType::NodeLocal,
+            node_local: Some(NodeLocal { path }),
+        });
+        report.archive_state(ArchiveState::Present);
+    }
+    result
+}
+
+/// From here on the target may be touched, and the journal knows it.
+fn begin(context: &Context, object: &PodCheckpoint, uid: &str, found: &Inspection) -> Result<(), Stop> {
+    let process = |s: &Subject| TargetProcess {
+        container_id: s.container.id.clone(),
+        pid: s.target.pid,
+    };
+    let entry = Entry {
+        uid: uid.to_owned(),
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        name: object.metadata.name.clone().unwrap_or_default(),
+        deletion_policy: object.spec.deletion_policy,
+        pids: found.subjects.iter().map(process).collect(),
+        result: None,
+    };
+    let written = context.journal.write(&entry);
+    written.map_err(|error| {
+        Stop::new(
+            Step::Archive,
+            Reason::StorageNotWritable,
+            format!("the journal cannot be written: {error}"),
+        )
+    })
+}
+
+/// Dumps under the watchdog and the deadline. Whatever ends it, the target runs afterwards, or the report says so.
+async fn dump(
+    context: &Context,
+    found: &Inspection,
+    folder: &Path,
+    deadline: Duration,
+    cancelled: &CancellationToken,
+    report: &mut Report,
+) -> Result<(), Stop> {
+    let freezers = found.freezers();
+    let watchdog = Watchdog::arm(&freezers, deadline + WATCHDOG_GRACE).map_err(|e| {
+        Stop::new(
+            Step::Freeze,
+            Reason::MethodUnavailable,
+            format!("the watchdog cannot be started: {e}"),
+        )
+    })?;
+    let work = by_method(context, found, folder, deadline);
+    let mut frozen = Duration::ZERO;
+    let result = tokio::select! {
+        result = work => result,
+        () = watch_freezers(&freezers, &mut frozen) => Ok(()),
+        () = tokio::time::sleep(deadline) => Err(late(deadline)),
+        () = cancelled.cancelled() => Err(Stop::new(Step::Dump, Reason::AgentInterrupted, "cancelled: the PodCheckpoint was deleted or the agent is ending")),
+    };
+    report.status.frozen = (!frozen.is_zero()).then(|| human_duration(frozen));
+    let undisturbed = result.is_ok() && matches!(source_state(&freezers), SourceState::Runs { .. });
+    let end = move || {
+        if undisturbed {
+            watchdog.disarm()
+        } else {
+            watchdog.release()
+        }
+    };
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(end).await {
+        tracing::error!(%error, "the watchdog is gone");
+    }
+    result
+}
+
+fn late(deadline: Duration) -> Stop {
+    let message = format!(
+        "the checkpoint did not end within {} s; the pod was made to run again",
+        deadline.as_secs()
+    );
+    Stop::new(Step::Dump, Reason::DeadlineExceeded, message)
+}
+
+/// Adds up how long any of the containers was frozen. Never returns.
+async fn watch_freezers(freezers: &[Freezer], frozen: &mut Duration) {
+    let mut ticker = tokio::time::interval(FREEZER_TICK);
+    let mut last = Instant::now();
+    loop {
+        ticker.tick().await;
+        let now = Instant::now();
+        if freezers.iter().any(|f| f.is_frozen().unwrap_or(false)) {
+            *frozen += now - last;
+        }
+        last = now;
+    }
+}
+
+async fn by_method(
+    context: &Context,
+    found: &Inspection,
+    folder: &Path,
+    deadline: Duration,
+) -> Result<(), Stop> {
+    match found.plan.method {
+        Method::Kubelet => by_kubelet(context, found, folder, deadline).await,
+        Method::Direct => by_tasks(found, folder).await,
+        _ => by_cri(found, folder, deadline).await,
+    }
+}
+
+async fn by_cri(found: &Inspection, folder: &Path, deadline: Duration) -> Result<(), Stop> {
+    for subject in &found.subjects {
+        let partial = partial_tar(folder, &subject.container.name);
+        let result = found
+            .cri
+            .checkpoint(&subject.container.id, &partial, deadline)
+            .await;
+        result.map_err(|error| explain_cri(&error, &subject.container.id))?;
+    }
+    Ok(())
+}
+
+fn explain_cri(error: &CriError, container: &str) -> Stop {
+    if error.is_unimplemented() {
+        let diagnosis = criu::diagnose(&error.to_string(), None);
+        let reason = if diagnosis.reason == Reason::DumpFailed {
+            Reason::RuntimeTooOld
+        } else {
+            diagnosis.reason
+        };
+        return Stop::new(Step::Dump, reason, error.to_string());
+    }
+    explain_dump(&error.to_string(), &criu::log_candidates(container))
+}
+
+async fn by_kubelet(
+    context: &Context,
+    found: &Inspection,
+    folder: &Path,
+    deadline: Duration,
+) -> Result<(), Stop> {
+    let Some(kubelet) = &context.kubelet else {
+        return Err(Stop::new(
+            Step::Dump,
+            Reason::MethodUnavailable,
+            "the agent may not ask the kubelet",
+        ));
+    };
+    for subject in &found.subjects {
+        let name = &subject.container.name;
+        let written = kubelet
+            .checkpoint(&found.sandbox.namespace, &found.sandbox.name, name, deadline)
+            .await;
+        let written = written.map_err(|error| explain_kubelet(&error, &subject.container.id))?;
+        // The path is the node's; process 1 has the node's root.
+        let on_node = Path::new("/proc/1/root").join(written.strip_prefix("/").unwrap_or(&written));
+        let partial = partial_tar(folder, name);
+        let taken = tokio::task::spawn_blocking(move || archive::take_over(&on_node, &partial)).await;
+        let taken = taken.map_err(|e| Stop::new(Step::Archive, Reason::ArchiveIncomplete, e.to_string()))?;
+        taken.map_err(|error| Stop::new(Step::Archive, error.reason(), describe(&error)))?;
+    }
+    Ok(())
+}
+
+fn explain_kubelet(error: &KubeletError, container: &str) -> Stop {
+    match error.reason() {
+        Some(reason) => Stop::new(Step::Dump, reason, error.to_string()),
+        None => explain_dump(&error.to_string(), &criu::log_candidates(container)),
+    }
+}
+
+/// All containers are frozen before any is dumped. Each is thawed by CRIU's runtime or by us; the watchdog makes sure.
+async fn by_tasks(found: &Inspection, folder: &Path) -> Result<(), Stop> {
+    let failed = |error: TasksError| Stop::new(Step::Freeze, Reason::RuntimeUnavailable, error.to_string());
+    let tasks = Tasks::connect(found.cri.socket()).await.map_err(failed)?;
+    for subject in &found.subjects {
+        tasks
+            .pause(&subject.container.id)
+            .await
+            .map_err(|error| explain_dump(&error.to_string(), &[]))?;
+    }
+    let mut result = Ok(());
+    for subject in &found.subjects {
+        result = dump_directly(&tasks, subject, folder).await;
+        if result.is_err() {
+            break;
+        }
+    }
+    for subject in &found.subjects {
+        if let Err(error) = tasks.resume(&subject.container.id).await {
+            tracing::warn!(%error, container = subject.container.name, "not resumed by containerd; thawing");
+            let _ = subject.target.freezer.thaw();
+        }
+    }
+    result
+}
+
+async fn dump_directly(tasks: &Tasks, subject: &Subject, folder: &Path) -> Result<(), Stop> {
+    let folder = folder.join(format!("{}.partial", subject.container.name));
+    let (images, work) = (folder.join("checkpoint"), folder.join("work"));
+    let made = archive::prepare(&folder)
+        .and_then(|()| archive::prepare(&images))
+        .and_then(|()| archive::prepare(&work));
+    made.map_err(|error| Stop::new(Step::Archive, error.reason(), describe(&error)))?;
+    let result = tasks.checkpoint(&subject.container.id, &images, &work).await;
+    let mut logs = vec![work.join("dump.log")];
+    logs.extend(criu::log_candidates(&subject.container.id));
+    result.map_err(|error| explain_dump(&error.to_string(), &logs))?;
+    // While the container is still frozen: its files belong to the same moment as its memory.
+    write_metadata(subject, &folder, &work)
+        .map_err(|error| Stop::new(Step::Archive, error.reason(), describe(&error)))
+}
+
+/// The rest of the layout, beside CRIU's images.
+fn write_metadata(subject: &Subject, folder: &Path, work: &Path) -> Result<(), ArchiveError> {
+    let io = |path: PathBuf| move |source| ArchiveError::Io { path, source };
+    let container = &subject.container;
+    let spec = container.spec.clone().unwrap_or_default();
+    let config = serde_json::json!({
+        "id": container.id, "name": container.name, "runtime": container.runtime_type,
+        "rootfsImage": container.image, "rootfsImageName": container.image,
+    });
+    fs::write(folder.join("spec.dump"), spec.to_string()).map_err(io(folder.join("spec.dump")))?;
+    fs::write(folder.join("config.dump"), config.to_string()).map_err(io(folder.join("config.dump")))?;
+    for file in ["dump.log", "stats-dump"] {
+        let from = work.join(file);
+        if from.exists() {
+            fs::rename(&from, folder.join(file)).map_err(io(from))?;
+        }
+    }
+    let _ = fs::remove_dir_all(work);
+    archive::upper_layer(subject.target.pid).map_or(Ok(()), |upper| {
+        archive::rootfs_diff(&upper, &folder.join("rootfs-diff.tar"))
+    })
+}
+
+fn explain_dump(words: &str, logs: &[PathBuf]) -> Stop {
+    let log = logs.iter().find_map(|path| fs::read(path).ok());
+    let log = log.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let diagnosis = criu::diagnose(words, log.as_deref());
+    Stop::new(Step::Dump, diagnosis.reason, diagnosis.sentence())
+}
+
+/// Verifies every archive and gives it its name.
+async fn finish(found: &Inspection, folder: &Path, report: &mut Report) -> Result<(), Stop> {
+    let mut total = 0;
+    for subject in &found.subjects {
+        let container = &subject.container;
+        let expected = Identity {
+            pod_uid: found.pod_uid.clone(),
+            namespace: found.sandbox.namespace.clone(),
+            pod: found.sandbox.name.clone(),
+            container: container.name.clone(),
+        };
+        let (folder, name, direct) = (
+            folder.to_owned(),
+            container.name.clone(),
+            found.plan.method == Method::Direct,
+        );
+        let stored = tokio::task::spawn_blocking(move || store(&folder, &name, direct, &expected)).await;
+        let stored =
+            stored.map_err(|e| Stop::new(Step::Archive, Reason::ArchiveIncomplete, e.to_string()))?;
+        let (path, verified) =
+            stored.map_err(|error| Stop::new(Step::Archive, error.reason(), describe(&error)))?;
+        total += verified.size;
+        report
+            .status
+            .checkpointed_containers
+            .push(describe_archive(container, path, verified, direct));
+    }
+    report.status.size = Some(human_bytes(total));
+    Ok(())
+}
+
+fn store(
+    folder: &Path,
+    name: &str,
+    direct: bool,
+    expected: &Identity,
+) -> Result<(String, Verified), ArchiveError> {
+    if direct {
+        let partial = folder.join(format!("{name}.partial"));
+        let verified = archive::verify_folder(&partial, expected)?;
+        archive::publish(&partial, &folder.join(name))?;
+        return Ok((name.to_owned(), verified));
+    }
+    let partial = partial_tar(folder, name);
+    let verified = archive::verify_tar(&partial, expected)?;
+    let file = format!("{name}.tar");
+    archive::publish(&partial, &folder.join(&file))?;
+    Ok((file, verified))
+}
+
+fn describe_archive(
+    container: &Container,
+    path: String,
+    verified: Verified,
+    direct: bool,
+) -> CheckpointedContainer {
+    let stats = verified.stats.as_ref();
+    CheckpointedContainer {
+        name: container.name.clone(),
+        container_id: container.id.clone(),
+        path,
+        size_bytes: i64::try_from(verified.size).unwrap_or(i64::MAX),
+        sha256: verified.sha256.clone(),
+        format: if direct {
+            ArchiveFormat::Directory
+        } else {
+            ArchiveFormat::ContainerCheckpoint
+        },
+        frozen_micros: stats.map(|s| s.frozen_micros),
+        freezing_micros: stats.map(|s| s.freezing_micros),
+        memdump_micros: stats.map(|s| s.memdump_micros),
+        memwrite_micros: stats.map(|s| s.memwrite_micros),
+        pages_written: stats.map(|s| s.pages_written),
+        log_path: None,
+    }
+}
+
+fn partial_tar(folder: &Path, container: &str) -> PathBuf {
+    folder.join(format!("{container}.tar.partial"))
+}
+
+/// Deletes an archive's folder; it is no error if there is none.
+pub fn remove_folder(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::error!(folder = %folder.display(), %error, "cannot delete an archive");
+        }
+        _ => {}
+    }
+}
+
+fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or_default();
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {name}")
+    }
+}
+
+fn human_duration(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) {
+        format!("{} ms", duration.as_millis())
+    } else {
+        format!("{:.1} s", duration.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_for_people() {
+        assert_eq!(
+            (human_bytes(900), human_bytes(281_088)),
+            ("900 B".into(), "274.5 KiB".into())
+        );
+        assert_eq!(
+            (
+                human_duration(Duration::from_millis(41)),
+                human_duration(Duration::from_millis(2345))
+            ),
+            ("41 ms".into(), "2.3 s".into())
+        );
+    }
+
+    #[test]
+    fn a_frozen_source_is_never_reported_as_running() {
+        let (verdict, reason, _) = describe_source(Some(SourceState::Frozen { cgroup: "/c".into() }));
+        assert_eq!((verdict, reason), (Verdict::False, Reason::SourceFrozen));
+    }
+}

@@ -1,0 +1,529 @@
+//! The agent's loop: watches the objects of its node and starts, cancels, reports and cleans up.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::pin::pin;
+
+use futures::TryStreamExt;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Api, Client, ResourceExt};
+use podcheckpoint_crds::conditions::Verdict;
+use podcheckpoint_crds::{ArchiveState, ConditionType, DeletionPolicy, PodCheckpoint, Reason, Step};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::journal::{Entry, write_synced};
+use crate::operation::{self, Context, remove_folder};
+use crate::report::{Report, ReportError};
+
+/// What to do about an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing.
+    Ignore,
+    /// Take its checkpoint.
+    Begin,
+    /// Refuse it: another object is at work on the same pod.
+    Refuse,
+    /// Stop what is running for it.
+    Cancel,
+    /// Delete its archive.
+    Delete,
+    /// Say that it was interrupted.
+    Interrupted,
+    /// Say again what came of it.
+    Repeat,
+}
+
+/// What the agent knows of an object besides the object.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known {
+    /// An operation for it runs in this process.
+    pub running: bool,
+    /// Another object's operation on the same pod runs.
+    pub pod_busy: bool,
+    /// The journal has an entry without a result.
+    pub begun: bool,
+    /// The journal has an entry with a result.
+    pub ended: bool,
+}
+
+/// Decides from facts alone; pure.
+pub fn decide(object: &PodCheckpoint, known: Known) -> Decision {
+    let state = object.status.as_ref().and_then(|s| s.archive_state);
+    let deleting = object.metadata.deletion_timestamp.is_some();
+    let keep = object.spec.deletion_policy == DeletionPolicy::Retain && state == Some(ArchiveState::Present);
+    if known.running {
+        return if deleting {
+            Decision::Cancel
+        } else {
+            Decision::Ignore
+        };
+    }
+    if known.ended {
+        return Decision::Repeat;
+    }
+    if known.begun || (state == Some(ArchiveState::Writing) && !deleting) {
+        return Decision::Interrupted;
+    }
+    if deleting {
+        let gone = matches!(state, None | Some(ArchiveState::Nothing | ArchiveState::Deleted));
+        return if gone || keep {
+            Decision::Ignore
+        } else {
+            Decision::Delete
+        };
+    }
+    if object.is_terminal() || state.is_some() {
+        return Decision::Ignore;
+    }
+    if known.pod_busy {
+        Decision::Refuse
+    } else {
+        Decision::Begin
+    }
+}
+
+struct Running {
+    pod: String,
+    cancel: CancellationToken,
+}
+
+/// The loop's state.
+struct Agent {
+    client: Client,
+    context: Context,
+    running: HashMap<String, Running>,
+    work: JoinSet<String>,
+    listed: HashSet<String>,
+}
+
+/// Runs until `stop` fires; then what is running is cancelled and reported.
+///
+/// # Errors
+/// When the watch cannot be kept up.
+pub async fn run(
+    client: Client,
+    node: &str,
+    context: Context,
+    stop: CancellationToken,
+) -> Result<(), watch::Error> {
+    let api: Api<PodCheckpoint> = Api::all(client.clone());
+    let config = watcher::Config::default().fields(&format!("status.nodeName={node}"));
+    let mut events = pin!(watcher::watcher(api, config).default_backoff());
+    let mut agent = Agent {
+        client,
+        context,
+        running: HashMap::new(),
+        work: JoinSet::new(),
+        listed: HashSet::new(),
+    };
+    agent.recover_targets().await;
+    tracing::info!(node, "watching");
+    loop {
+        tokio::select! {
+            event = events.try_next() => match event {
+                Ok(Some(event)) => agent.handle(event).await,
+                Ok(None) => break,
+                Err(error) => tracing::warn!(%error, "watch interrupted"),
+            },
+            Some(done) = agent.work.join_next(), if !agent.work.is_empty() => {
+                if let Ok(uid) = done { agent.running.remove(&uid); }
+            }
+            () = stop.cancelled() => break,
+        }
+    }
+    for running in agent.running.values() {
+        running.cancel.cancel();
+    }
+    while agent.work.join_next().await.is_some() {}
+    Ok(())
+}
+
+impl Agent {
+    /// Before anything else, and without the API server: nothing that an earlier agent froze stays frozen.
+    async fn recover_targets(&self) {
+        for entry in self
+            .context
+            .journal
+            .entries()
+            .into_iter()
+            .filter(|e| e.result.is_none())
+        {
+            for process in &entry.pids {
+                if let Ok(target) = crate::node::process::Target::open(process.pid, &process.container_id) {
+                    let thawed = target.freezer.thaw();
+                    tracing::warn!(
+                        name = entry.name,
+                        pid = process.pid,
+                        ?thawed,
+                        "thawed after an interrupted checkpoint"
+                    );
+                }
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event<PodCheckpoint>) {
+        match event {
+            Event::Init => self.listed.clear(),
+            Event::InitApply(object) => {
+                self.listed.extend(object.uid());
+                self.consider(object).await;
+            }
+            Event::InitDone => self.sweep(),
+            Event::Apply(object) => self.consider(object).await,
+            Event::Delete(object) => self.forget(&object.uid().unwrap_or_default()),
+        }
+    }
+
+    fn known(&self, uid: &str, object: &PodCheckpoint) -> Known {
+        let pod = source_uid(object);
+        let entry = self.context.journal.read(uid).unwrap_or_else(|error| {
+            tracing::error!(%error, "journal");
+            None
+        });
+        Known {
+            running: self.running.contains_key(uid),
+            pod_busy: self.running.values().any(|r| r.pod == pod),
+            begun: entry.as_ref().is_some_and(|e| e.result.is_none()),
+            ended: entry.is_some_and(|e| e.result.is_some()),
+        }
+    }
+
+    async fn consider(&mut self, object: PodCheckpoint) {
+        let Some(uid) = object.uid() else { return };
+        let decision = decide(&object, self.known(&uid, &object));
+        if decision == Decision::Ignore {
+            return;
+        }
+        tracing::info!(
+            name = object.name_any(),
+            namespace = object.namespace(),
+            ?decision,
+            "checkpoint"
+        );
+        if decision == Decision::Cancel {
+            if let Some(running) = self.running.get(&uid) {
+                running.cancel.cancel();
+            }
+            return;
+        }
+        let cancel = CancellationToken::new();
+        self.running.insert(
+            uid.clone(),
+            Running {
+                pod: source_uid(&object),
+                cancel: cancel.clone(),
+            },
+        );
+        let (client, context) = (self.client.clone(), self.context.clone());
+        self.work.spawn(async move {
+            carry_out(decision, &client, &context, &object, &cancel).await;
+            uid
+        });
+    }
+
+    /// The object is gone for good: so is what belongs to it, unless it is to be kept.
+    fn forget(&mut self, uid: &str) {
+        if let Some(running) = self.running.get(uid) {
+            running.cancel.cancel();
+            return;
+        }
+        remove_orphan(&self.context, uid);
+    }
+
+    /// After a whole list: archives whose objects went away while no agent was here.
+    fn sweep(&self) {
+        let Ok(folders) = std::fs::read_dir(self.context.archive_root.join("checkpoints")) else {
+            return;
+        };
+        for uid in folders
+            .flatten()
+            .filter_map(|folder| folder.file_name().into_string().ok())
+        {
+            if !self.listed.contains(&uid) && !self.running.contains_key(&uid) {
+                remove_orphan(&self.context, &uid);
+            }
+        }
+    }
+}
+
+/// Deletes what is left of an object that is gone, unless its archive is complete and to be kept.
+fn remove_orphan(context: &Context, uid: &str) {
+    let folder = context.folder(uid);
+    if keeps(&folder) {
+        return;
+    }
+    if folder.exists() {
+        tracing::info!(uid, "deleting the archive of an object that is gone");
+    }
+    remove_folder(&folder);
+    if let Err(error) = context.journal.remove(uid) {
+        tracing::error!(%error, "journal");
+    }
+}
+
+/// The note beside a complete archive that says what happens to it.
+const POLICY: &str = "policy.json";
+
+fn keeps(folder: &Path) -> bool {
+    let policy = std::fs::read(folder.join(POLICY))
+        .ok()
+        .and_then(|json| serde_json::from_slice(&json).ok());
+    policy == Some(DeletionPolicy::Retain)
+}
+
+fn source_uid(object: &PodCheckpoint) -> String {
+    object
+        .status
+        .as_ref()
+        .and_then(|s| s.source_pod_uid.clone())
+        .unwrap_or_default()
+}
+
+async fn carry_out(
+    decision: Decision,
+    client: &Client,
+    context: &Context,
+    object: &PodCheckpoint,
+    cancel: &CancellationToken,
+) {
+    let uid = object.uid().unwrap_or_default();
+    let mut report = Report::new(object);
+    match decision {
+        Decision::Ignore | Decision::Cancel => return,
+        Decision::Begin => {
+            if !announce(client, &mut report).await {
+                return;
+            }
+            operation::run(context, object, &mut report, cancel).await;
+            if report.status.archive_state == Some(ArchiveState::Present)
+                && let Err(error) =
+                    write_synced(&context.folder(&uid).join(POLICY), &object.spec.deletion_policy)
+            {
+                tracing::error!(%error, "cannot note the deletion policy");
+            }
+        }
+        Decision::Refuse => refuse(&mut report),
+        Decision::Interrupted => {
+            let entry = context.journal.read(&uid).ok().flatten();
+            remove_folder(&context.folder(&uid));
+            operation::recover(&entry.unwrap_or_else(|| bare_entry(object)), &mut report).await;
+        }
+        Decision::Repeat => {
+            if let Ok(Some(Entry {
+                result: Some(result), ..
+            })) = context.journal.read(&uid)
+            {
+                report.status = result;
+            }
+        }
+        Decision::Delete => {
+            remove_folder(&context.folder(&uid));
+            take_over(object, &mut report);
+            report.status.checkpoint_location = None;
+            report.archive_state(ArchiveState::Deleted);
+        }
+    }
+    deliver(client, context, object, &report).await;
+}
+
+/// Says that the operation begins, before anything is touched. False when the object is gone.
+async fn announce(client: &Client, report: &mut Report) -> bool {
+    let text = "looking at the node";
+    report.set(
+        ConditionType::Checkpointed,
+        Verdict::Unknown,
+        Reason::CheckpointInProgress,
+        text,
+    );
+    report.archive_state(ArchiveState::Writing);
+    match report.publish(client).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, "not begun");
+            false
+        }
+    }
+}
+
+fn refuse(report: &mut Report) {
+    let message = "another PodCheckpoint is at work on this pod";
+    report.fail(Step::Inspect, Reason::TargetBusy, message);
+    report.set(
+        ConditionType::Checkpointed,
+        Verdict::False,
+        Reason::TargetBusy,
+        message,
+    );
+    for r#type in [
+        ConditionType::PtraceValidated,
+        ConditionType::SecurityPrepared,
+        ConditionType::SecurityRestored,
+        ConditionType::SourceRunning,
+    ] {
+        report.set(
+            r#type,
+            Verdict::Unknown,
+            Reason::NotReached,
+            "refused before the pod was touched",
+        );
+    }
+    report.archive_state(ArchiveState::Nothing);
+}
+
+/// The agent's part of the status as it stands: server-side apply drops what is not repeated.
+fn take_over(object: &PodCheckpoint, report: &mut Report) {
+    let Some(old) = object.status.clone() else { return };
+    let conditions = std::mem::take(&mut report.status.conditions);
+    report.status = podcheckpoint_crds::PodCheckpointStatus {
+        observed_generation: None,
+        node_name: None,
+        source_pod_uid: None,
+        start_time: None,
+        completion_time: None,
+        reason: None,
+        conditions,
+        ..old
+    };
+}
+
+fn bare_entry(object: &PodCheckpoint) -> Entry {
+    Entry {
+        uid: object.uid().unwrap_or_default(),
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+        deletion_policy: object.spec.deletion_policy,
+        pids: Vec::new(),
+        result: None,
+    }
+}
+
+/// Writes the result to the journal, then to the API server; the journal forgets it only when the API server has it.
+async fn deliver(client: &Client, context: &Context, object: &PodCheckpoint, report: &Report) {
+    let uid = object.uid().unwrap_or_default();
+    let entry = Entry {
+        result: Some(report.status.clone()),
+        ..bare_entry(object)
+    };
+    if let Err(error) = context.journal.write(&entry) {
+        tracing::error!(%error, "the result is not in the journal");
+    }
+    match report.publish(client).await {
+        Ok(()) => {}
+        Err(ReportError::Gone) => {
+            tracing::warn!(name = object.name_any(), "the object went away");
+            if !keeps(&context.folder(&uid)) {
+                remove_folder(&context.folder(&uid));
+            }
+        }
+        Err(error) => {
+            tracing::error!(%error, source = ?std::error::Error::source(&error).map(ToString::to_string), "the result could not be written; it is kept in the journal");
+            return;
+        }
+    }
+    if let Err(error) = context.journal.remove(&uid) {
+        tracing::error!(%error, "journal");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podcheckpoint_crds::{PodCheckpointSpec, PodCheckpointStatus};
+
+    fn object(state: Option<ArchiveState>, deleting: bool) -> PodCheckpoint {
+        let mut object = PodCheckpoint::new("a", PodCheckpointSpec::default());
+        object.status = Some(PodCheckpointStatus {
+            archive_state: state,
+            ..Default::default()
+        });
+        if deleting {
+            let now = k8s_openapi::jiff::Timestamp::now();
+            object.metadata.deletion_timestamp =
+                Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+        }
+        object
+    }
+
+    #[test]
+    fn a_new_object_is_begun_once() {
+        assert_eq!(decide(&object(None, false), Known::default()), Decision::Begin);
+        let running = Known {
+            running: true,
+            ..Known::default()
+        };
+        assert_eq!(decide(&object(None, false), running), Decision::Ignore);
+    }
+
+    #[test]
+    fn a_second_object_on_the_same_pod_is_refused() {
+        let busy = Known {
+            pod_busy: true,
+            ..Known::default()
+        };
+        assert_eq!(decide(&object(None, false), busy), Decision::Refuse);
+    }
+
+    #[test]
+    fn a_begun_checkpoint_is_never_repeated_after_a_restart() {
+        let begun = Known {
+            begun: true,
+            ..Known::default()
+        };
+        assert_eq!(
+            decide(&object(Some(ArchiveState::Writing), false), begun),
+            Decision::Interrupted
+        );
+        assert_eq!(
+            decide(&object(Some(ArchiveState::Writing), false), Known::default()),
+            Decision::Interrupted
+        );
+    }
+
+    #[test]
+    fn a_result_that_the_api_server_did_not_get_is_said_again() {
+        let ended = Known {
+            ended: true,
+            ..Known::default()
+        };
+        assert_eq!(
+            decide(&object(Some(ArchiveState::Writing), false), ended),
+            Decision::Repeat
+        );
+    }
+
+    #[test]
+    fn deleting_a_running_object_cancels_it() {
+        let running = Known {
+            running: true,
+            ..Known::default()
+        };
+        assert_eq!(
+            decide(&object(Some(ArchiveState::Writing), true), running),
+            Decision::Cancel
+        );
+    }
+
+    #[test]
+    fn an_archive_is_deleted_with_its_object_unless_it_is_to_be_kept() {
+        let mut object = object(Some(ArchiveState::Present), true);
+        assert_eq!(decide(&object, Known::default()), Decision::Delete);
+        object.spec.deletion_policy = DeletionPolicy::Retain;
+        assert_eq!(decide(&object, Known::default()), Decision::Ignore);
+    }
+
+    #[test]
+    fn an_object_that_has_ended_is_left_alone() {
+        assert_eq!(
+            decide(&object(Some(ArchiveState::Nothing), false), Known::default()),
+            Decision::Ignore
+        );
+        assert_eq!(
+            decide(&object(Some(ArchiveState::Present), false), Known::default()),
+            Decision::Ignore
+        );
+    }
+}
