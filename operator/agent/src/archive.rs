@@ -3,9 +3,10 @@
 //! What is in an archive is whatever the target chose to have in its memory and files, so nothing is ever unpacked
 //! here: entries are only read.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use podcheckpoint_crds::Reason;
@@ -266,10 +267,61 @@ pub fn take_over(from: &Path, to: &Path) -> Result<(), ArchiveError> {
 /// # Errors
 /// When the disk refuses.
 pub fn rootfs_diff(upper: &Path, to: &Path) -> Result<(), ArchiveError> {
-    let mut tar = tar::Builder::new(File::create(to).map_err(at(to))?);
-    tar.follow_symlinks(false);
-    tar.append_dir_all("", upper).map_err(at(to))?;
-    tar.finish().map_err(at(to))
+    let write = || {
+        let mut tar = tar::Builder::new(File::create(to)?);
+        tar.follow_symlinks(false);
+        append_layer(&mut tar, upper, Path::new(""))?;
+        tar.into_inner()?.sync_all()
+    };
+    write().map_err(at(to))
+}
+
+/// Appends what is in one folder of an overlay's upper layer. What the overlay marks as deleted becomes a whiteout as
+/// OCI image layers have it (image-spec, layer.md), since a restored container is unpacked from those.
+fn append_layer<W: io::Write>(tar: &mut tar::Builder<W>, folder: &Path, inside: &Path) -> io::Result<()> {
+    if is_opaque(folder) {
+        append_empty(tar, &inside.join(".wh..wh..opq"))?;
+    }
+    let mut entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let (path, name) = (entry.path(), inside.join(entry.file_name()));
+        let metadata = entry.metadata()?;
+        if is_whiteout(&metadata) {
+            let mut whiteout = OsString::from(".wh.");
+            whiteout.push(entry.file_name());
+            append_empty(tar, &inside.join(whiteout))?;
+        } else if metadata.file_type().is_socket() {
+            // Tar has none; who listens on it makes it anew.
+        } else {
+            tar.append_path_with_name(&path, &name)?;
+            if metadata.is_dir() {
+                append_layer(tar, &path, &name)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn append_empty<W: io::Write>(tar: &mut tar::Builder<W>, name: &Path) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(0);
+    header.set_mode(0o600);
+    tar.append_data(&mut header, name, io::empty())
+}
+
+/// A deleted file is a character device 0/0 (Documentation/filesystems/overlayfs.rst).
+fn is_whiteout(metadata: &fs::Metadata) -> bool {
+    metadata.file_type().is_char_device() && metadata.rdev() == 0
+}
+
+/// A folder that hides the one below it is marked by an extended attribute (Documentation/filesystems/overlayfs.rst).
+fn is_opaque(folder: &Path) -> bool {
+    ["trusted.overlay.opaque", "user.overlay.opaque"].into_iter().any(|attribute| {
+        let mut value = [0; 1];
+        let read = rustix::fs::lgetxattr(folder, attribute, &mut value[..]);
+        matches!(read, Ok(1)) && value == *b"y"
+    })
 }
 
 /// The upper layer of a process's root file system, if it is an overlay.
@@ -306,7 +358,8 @@ impl<R: Read> Read for Hashed<R> {
 /// What was seen in an archive.
 #[derive(Default)]
 struct Contents {
-    names: Vec<String>,
+    /// Which of [`REQUIRED`] were there and not empty. Other names are not kept: there may be any number.
+    required: Vec<&'static str>,
     core: bool,
     spec: Option<Vec<u8>>,
     stats: Option<DumpStats>,
@@ -334,19 +387,28 @@ impl Contents {
                 .read_to_end(&mut bytes)
                 .map(|_| bytes)
         };
+        let mut empty = false;
         match name {
             "spec.dump" => self.spec = Some(read()?),
             "stats-dump" | "checkpoint/stats-dump" => self.stats = parse_stats(&read()?),
-            _ => {}
+            _ => empty = content.take(1).read(&mut [0])? == 0,
+        }
+        if empty {
+            return Ok(());
         }
         self.core |= name.starts_with("checkpoint/core-");
-        self.names.push(name.to_owned());
+        if let Some(required) = REQUIRED.into_iter().find(|required| *required == name) {
+            if self.required.contains(&required) {
+                return Err(io::Error::other(format!("{required} is there twice")));
+            }
+            self.required.push(required);
+        }
         Ok(())
     }
 
     fn check(&self, expected: &Identity) -> Result<(), ArchiveError> {
         for required in REQUIRED {
-            if !self.names.iter().any(|name| name == required) {
+            if !self.required.contains(&required) {
                 return Err(ArchiveError::Incomplete(required.to_owned()));
             }
         }
@@ -470,6 +532,54 @@ mod tests {
             verify(&entries).unwrap_err().reason(),
             Reason::ArchiveIdentityMismatch
         );
+    }
+
+    #[test]
+    fn a_second_identity_behind_the_first_is_refused() {
+        let mut entries = complete();
+        entries.push(("spec.dump", SPEC.as_bytes()));
+        assert_eq!(verify(&entries).unwrap_err().reason(), Reason::ArchiveIncomplete);
+    }
+
+    #[test]
+    fn an_empty_image_is_a_missing_one() {
+        let mut entries = complete();
+        entries[2].1 = b"";
+        assert!(verify(&entries).unwrap_err().to_string().contains("core-"));
+    }
+
+    #[test]
+    fn a_name_that_leads_out_of_the_archive_stands_for_no_required_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tar");
+        let mut tar = tar::Builder::new(File::create(&path).unwrap());
+        for (name, content) in complete() {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            let name = if name == "config.dump" { "x/../config.dump" } else { name };
+            // set_path refuses such a name, so a hostile writer is imitated byte by byte.
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_cksum();
+            tar.append(&header, content).unwrap();
+        }
+        tar.finish().unwrap();
+        assert!(verify_tar(&path, &expected()).unwrap_err().to_string().contains("config.dump"));
+    }
+
+    #[test]
+    fn the_changed_files_keep_links_and_folders_and_leave_sockets_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let upper = folder.path().join("upper");
+        fs::create_dir_all(upper.join("etc/deep")).unwrap();
+        fs::write(upper.join("etc/deep/file"), b"content").unwrap();
+        std::os::unix::fs::symlink("/etc/shadow", upper.join("link")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(upper.join("socket")).unwrap();
+        let to = folder.path().join("diff.tar");
+        rootfs_diff(&upper, &to).unwrap();
+        let mut tar = tar::Archive::new(File::open(&to).unwrap());
+        let names: Vec<_> =
+            tar.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+        assert_eq!(names, ["etc", "etc/deep", "etc/deep/file", "link"]);
     }
 
     #[test]

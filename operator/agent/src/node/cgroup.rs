@@ -83,6 +83,27 @@ impl Freezer {
         fs::write(&path, value).map_err(|source| CgroupError::Io { path, source })
     }
 
+    /// Freezes it. Only ever for the moment that the runtime needs to correct its books; see `release`.
+    ///
+    /// # Errors
+    /// When the cgroup is gone or the kernel refuses.
+    pub(super) fn freeze(&self) -> Result<(), CgroupError> {
+        let (file, value) = match self.version {
+            Version::V1 => ("freezer.state", "FROZEN"),
+            Version::V2 => ("cgroup.freeze", "1"),
+        };
+        let path = self.path.join(file);
+        fs::write(&path, value).map_err(|source| CgroupError::Io { path, source })
+    }
+
+    /// The container that it is of. Runtimes name the cgroup after it: ID, or PREFIX-ID.scope under systemd.
+    pub fn container(&self) -> Option<&str> {
+        let name = self.path.file_name()?.to_str()?;
+        let name = name.strip_suffix(".scope").unwrap_or(name);
+        let id = name.rsplit('-').next()?;
+        (!id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
+    }
+
     /// Every process in it and below.
     pub fn processes(&self) -> Vec<i32> {
         let mut pids = Vec::new();
@@ -140,15 +161,16 @@ fn find(membership: &str, mountinfo: &str) -> Option<Freezer> {
     })
 }
 
-/// Mount point of a cgroup file system; the last one wins, since it covers those before.
+/// Mount point of a whole cgroup file system, not of a part of it; the last one wins, since it covers those before.
 fn mount(mountinfo: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
     let of = |line: &str| {
         let (before, after) = line.split_once(" - ")?;
         let mut after = after.split(' ');
         let found = after.next()? == kind;
         let options = after.nth(1).unwrap_or_default();
-        let point = before.split(' ').nth(4)?;
-        (found && option.is_none_or(|o| options.split(',').any(|x| x == o))).then(|| PathBuf::from(point))
+        let mut before = before.split(' ').skip(3);
+        let (root, point) = (before.next()?, before.next()?);
+        (found && root == "/" && option.is_none_or(|o| options.split(',').any(|x| x == o))).then(|| PathBuf::from(point))
     };
     mountinfo.lines().filter_map(of).next_back()
 }
@@ -188,6 +210,21 @@ mod tests {
                 path: "/sys/fs/cgroup/kubepods.slice/c1.scope".into()
             }
         );
+    }
+
+    #[test]
+    fn the_container_is_read_from_the_name_of_its_cgroup() {
+        let of = |path: &str| Freezer { version: Version::V2, path: path.into() }.container().map(str::to_owned);
+        assert_eq!(of("/sys/fs/cgroup/kubepods/pod1/ab12"), Some("ab12".into()));
+        assert_eq!(of("/sys/fs/cgroup/kubepods.slice/cri-containerd-ab12.scope"), Some("ab12".into()));
+        assert_eq!(of("/sys/fs/cgroup/system.slice"), None);
+    }
+
+    #[test]
+    fn a_mount_of_a_part_of_a_hierarchy_is_not_taken_for_the_whole() {
+        let mounts = format!("{HYBRID}99 86 0:34 /kubepods/agent /mnt rw - cgroup cgroup rw,freezer\n");
+        let freezer = find("6:freezer:/kubepods/pod1/c1\n", &mounts).unwrap();
+        assert_eq!(freezer.path, Path::new("/sys/fs/cgroup/freezer/kubepods/pod1/c1"));
     }
 
     #[test]

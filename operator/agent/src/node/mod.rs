@@ -5,5 +5,6 @@ pub mod cri;
 mod grpc;
 pub mod kubelet;
 pub mod process;
+pub mod release;
 pub mod tasks;
 pub mod watchdog;

@@ -1,6 +1,7 @@
 //! containerd's own task service (containerd.services.tasks.v1.Tasks), for the method Direct.
 
 use std::path::Path;
+use std::time::Duration;
 
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -20,6 +21,14 @@ pub enum TasksError {
         call: &'static str,
         /// Its answer.
         status: Status,
+    },
+    /// The service did not answer in time.
+    #[error("{call}: no answer within {} ms", limit.as_millis())]
+    Timeout {
+        /// Name of the call.
+        call: &'static str,
+        /// The limit.
+        limit: Duration,
     },
     /// The namespace header could not be made.
     #[error("the namespace is no header value")]
@@ -51,8 +60,9 @@ impl Tasks {
         let request = ContainerId {
             container_id: id.to_owned(),
         };
-        self.call("Pause", "/containerd.services.tasks.v1.Tasks/Pause", request)
+        self.call::<_, Empty>("Pause", "/containerd.services.tasks.v1.Tasks/Pause", request)
             .await
+            .map(drop)
     }
 
     /// Thaws a container.
@@ -63,8 +73,33 @@ impl Tasks {
         let request = ContainerId {
             container_id: id.to_owned(),
         };
-        self.call("Resume", "/containerd.services.tasks.v1.Tasks/Resume", request)
+        self.call::<_, Empty>("Resume", "/containerd.services.tasks.v1.Tasks/Resume", request)
             .await
+            .map(drop)
+    }
+
+    /// Thaws a container, or gives up. A call that was given up may still be carried out later.
+    ///
+    /// # Errors
+    /// What containerd answered, or that it did not.
+    pub async fn resume_within(&self, id: &str, limit: Duration) -> Result<(), TasksError> {
+        let answer = tokio::time::timeout(limit, self.resume(id)).await;
+        answer.map_err(|_| TasksError::Timeout { call: "Resume", limit })?
+    }
+
+    /// Whether containerd believes that a container is paused. Its shim keeps this by itself and does not look at the
+    /// freezer.
+    ///
+    /// # Errors
+    /// What containerd answered, or that it did not.
+    pub async fn is_paused(&self, id: &str, limit: Duration) -> Result<bool, TasksError> {
+        let request = ContainerId {
+            container_id: id.to_owned(),
+        };
+        let ask = self.call::<_, GetResponse>("Get", "/containerd.services.tasks.v1.Tasks/Get", request);
+        let answer = tokio::time::timeout(limit, ask).await;
+        let answer = answer.map_err(|_| TasksError::Timeout { call: "Get", limit })??;
+        Ok(answer.process.is_some_and(|process| process.status == PAUSED))
     }
 
     /// Lets the OCI runtime write CRIU's images straight to a folder; the container goes on afterwards.
@@ -85,32 +120,47 @@ impl Tasks {
             container_id: id.to_owned(),
             options: Some(options),
         };
-        self.call(
+        self.call::<_, Empty>(
             "Checkpoint",
             "/containerd.services.tasks.v1.Tasks/Checkpoint",
             request,
         )
         .await
+            .map(drop)
     }
 
-    async fn call<Q: prost::Message + 'static>(
-        &self,
-        call: &'static str,
-        path: &'static str,
-        request: Q,
-    ) -> Result<(), TasksError> {
+    async fn call<Q, A>(&self, call: &'static str, path: &'static str, request: Q) -> Result<A, TasksError>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
         let mut request = Request::new(request);
         let namespace = "k8s.io".parse().map_err(|_| TasksError::Header)?;
         request.metadata_mut().insert("containerd-namespace", namespace);
-        grpc::call::<_, Empty>(&self.channel, path, request)
+        grpc::call(&self.channel, path, request)
             .await
-            .map(drop)
             .map_err(|status| TasksError::Status { call, status })
     }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Empty {}
+
+/// containerd.v1.types.Status.PAUSED
+const PAUSED: i32 = 4;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct GetResponse {
+    #[prost(message, optional, tag = "1")]
+    process: Option<TaskProcess>,
+}
+
+/// containerd.v1.types.Process
+#[derive(Clone, PartialEq, prost::Message)]
+struct TaskProcess {
+    #[prost(int32, tag = "4")]
+    status: i32,
+}
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct ContainerId {

@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::cgroup::Freezer;
 use super::process::{Facts, SourceState, source_state};
+use super::release::correct_books_blocking;
 
 /// The byte by which the agent says that all is well.
 const DONE: u8 = b'd';
@@ -89,7 +90,7 @@ pub fn main(deadline: u64, freezers: &str) -> ExitCode {
         return ExitCode::from(2);
     };
     if let Err(error) = leave_agents_cgroup() {
-        eprintln!("watchdog: cannot leave the agent's cgroup: {error}");
+        say(&format!("cannot leave the agent's cgroup: {error}"));
         return ExitCode::FAILURE;
     }
     // The agent's terminal signals are not for this process.
@@ -98,16 +99,22 @@ pub fn main(deadline: u64, freezers: &str) -> ExitCode {
     if wait(Duration::from_secs(deadline)) {
         return ExitCode::SUCCESS;
     }
-    let runs = release(&freezers);
-    eprintln!(
-        "watchdog: released the target; it {}",
-        if runs { "runs" } else { "does not run" }
-    );
+    let started = Instant::now();
+    let runs = release(&freezers, started);
+    say(&format!("released the target; it {}", if runs { "runs" } else { "does not run" }));
+    if let Err(error) = correct_books(&freezers, started) {
+        say(&format!("containerd may still call the target paused: {error}"));
+    }
     if runs {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Writes to the agent's log, which ends with the agent: nobody may be there to read, and that must not end the watchdog.
+fn say(message: &str) {
+    let _ = writeln!(io::stderr(), "watchdog: {message}");
 }
 
 /// The runtime ends every process in the cgroup of a container whose first process has died, when the container has
@@ -161,12 +168,13 @@ fn wait(deadline: Duration) -> bool {
 }
 
 /// Thaws until the target runs undisturbed; true if it does, or has ended.
-fn release(freezers: &[Freezer]) -> bool {
-    let started = Instant::now();
+fn release(freezers: &[Freezer], started: Instant) -> bool {
     let mut quiet_since: Option<Instant> = None;
     while started.elapsed() < LIMIT {
-        for freezer in freezers {
-            let _ = freezer.thaw();
+        // Looked at before it is thawed: a CRIU that is still at work freezes for a moment only, and tries again later.
+        if freezers.iter().any(|freezer| freezer.is_frozen().unwrap_or(false)) {
+            quiet_since = None;
+            thaw(freezers);
         }
         match source_state(freezers) {
             SourceState::Runs { .. } => {
@@ -187,6 +195,25 @@ fn release(freezers: &[Freezer]) -> bool {
     false
 }
 
+fn thaw(freezers: &[Freezer]) {
+    for freezer in freezers {
+        let _ = freezer.thaw();
+    }
+}
+
+/// Corrects containerd's books. Its shim answers nothing while a checkpoint is still under way, so this is tried until
+/// it does; what the checkpoint freezes meanwhile is thawed.
+fn correct_books(freezers: &[Freezer], started: Instant) -> Result<(), String> {
+    loop {
+        let outcome = correct_books_blocking(freezers);
+        thaw(freezers);
+        if outcome.is_ok() || started.elapsed() >= LIMIT {
+            return outcome;
+        }
+        sleep(TICK);
+    }
+}
+
 /// Ends a CRIU that still traces the target: the kernel detaches what a dead tracer has traced.
 fn end_abandoned_tracers(freezers: &[Freezer]) {
     let tracers = freezers
@@ -200,7 +227,7 @@ fn end_abandoned_tracers(freezers: &[Freezer]) {
         if command.trim() == "criu"
             && let Some(pid) = Pid::from_raw(tracer)
         {
-            eprintln!("watchdog: ending criu {tracer}, which did not finish");
+            say(&format!("ending criu {tracer}, which did not finish"));
             let _ = kill_process(pid, Signal::KILL);
         }
     }

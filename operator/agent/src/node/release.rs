@@ -1,0 +1,66 @@
+//! Making containerd agree that a container runs again.
+//!
+//! A container that is thawed behind containerd's back stays "paused" in the books of its shim: `kubectl exec` and exec
+//! probes are refused, the next checkpoint is taken of running processes, and a resume answers "container not paused",
+//! because the OCI runtime looks at the freezer. The only way back is through a resume of a container that is frozen.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::cgroup::Freezer;
+use super::cri::Cri;
+use super::tasks::{Tasks, TasksError};
+
+/// How long one call may take: the container is frozen meanwhile.
+const LIMIT: Duration = Duration::from_millis(500);
+
+/// Corrects containerd's books about containers that run. Each that it calls paused is frozen for the moment of one
+/// resume (tens of milliseconds), and thawed whatever comes of it.
+///
+/// # Errors
+/// The last error of containerd; the containers run also then.
+pub async fn correct_books(socket: &Path, freezers: &[Freezer]) -> Result<(), TasksError> {
+    let tasks = Tasks::connect(socket).await?;
+    let mut outcome = Ok(());
+    for freezer in freezers {
+        if let Err(error) = correct(&tasks, freezer).await {
+            outcome = Err(error);
+        }
+    }
+    outcome
+}
+
+/// [`correct_books`] for a caller that knows no socket and has no async runtime. A runtime other than containerd has no
+/// such books.
+pub(super) fn correct_books_blocking(freezers: &[Freezer]) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let cri = Cri::discover(None).await.map_err(|error| error.to_string())?;
+        if !cri.version().is_containerd() {
+            return Ok(());
+        }
+        correct_books(cri.socket(), freezers).await.map_err(|error| error.to_string())
+    })
+}
+
+async fn correct(tasks: &Tasks, freezer: &Freezer) -> Result<(), TasksError> {
+    let Some(container) = freezer.container() else {
+        return Ok(());
+    };
+    if !tasks.is_paused(container, LIMIT).await? {
+        return Ok(());
+    }
+    // Dropped on every path, also when the caller gives up in the middle.
+    let _thawed = ThawOnDrop(freezer);
+    let _ = freezer.freeze();
+    tasks.resume_within(container, LIMIT).await
+}
+
+struct ThawOnDrop<'a>(&'a Freezer);
+
+impl Drop for ThawOnDrop<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.thaw();
+    }
+}
