@@ -4,7 +4,6 @@
     clippy::duplicated_attributes,
     reason = "printcolumn repeats priority and type_"
 )]
-#![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};

@@ -317,11 +317,13 @@ fn is_whiteout(metadata: &fs::Metadata) -> bool {
 
 /// A folder that hides the one below it is marked by an extended attribute (Documentation/filesystems/overlayfs.rst).
 fn is_opaque(folder: &Path) -> bool {
-    ["trusted.overlay.opaque", "user.overlay.opaque"].into_iter().any(|attribute| {
-        let mut value = [0; 1];
-        let read = rustix::fs::lgetxattr(folder, attribute, &mut value[..]);
-        matches!(read, Ok(1)) && value == *b"y"
-    })
+    ["trusted.overlay.opaque", "user.overlay.opaque"]
+        .into_iter()
+        .any(|attribute| {
+            let mut value = [0; 1];
+            let read = rustix::fs::lgetxattr(folder, attribute, &mut value[..]);
+            matches!(read, Ok(1)) && value == *b"y"
+        })
 }
 
 /// The upper layer of a process's root file system, if it is an overlay.
@@ -556,14 +558,23 @@ mod tests {
         for (name, content) in complete() {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
-            let name = if name == "config.dump" { "x/../config.dump" } else { name };
+            let name = if name == "config.dump" {
+                "x/../config.dump"
+            } else {
+                name
+            };
             // set_path refuses such a name, so a hostile writer is imitated byte by byte.
             header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
             header.set_cksum();
             tar.append(&header, content).unwrap();
         }
         tar.finish().unwrap();
-        assert!(verify_tar(&path, &expected()).unwrap_err().to_string().contains("config.dump"));
+        assert!(
+            verify_tar(&path, &expected())
+                .unwrap_err()
+                .to_string()
+                .contains("config.dump")
+        );
     }
 
     #[test]
@@ -577,8 +588,11 @@ mod tests {
         let to = folder.path().join("diff.tar");
         rootfs_diff(&upper, &to).unwrap();
         let mut tar = tar::Archive::new(File::open(&to).unwrap());
-        let names: Vec<_> =
-            tar.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+        let names: Vec<_> = tar
+            .entries()
+            .unwrap()
+            .map(|e| e.unwrap().path().unwrap().display().to_string())
+            .collect();
         assert_eq!(names, ["etc", "etc/deep", "etc/deep/file", "link"]);
     }
 

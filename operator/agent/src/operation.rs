@@ -387,7 +387,7 @@ fn check_target(
     note(
         report,
         "archive root",
-        room.as_ref().map(|()| ()).map_err(ArchiveError::reason),
+        room.as_ref().copied().map_err(ArchiveError::reason),
         &evidence,
     );
     room.map_err(|error| Stop::new(Step::Inspect, error.reason(), describe(&error)))

@@ -170,7 +170,8 @@ fn mount(mountinfo: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
         let options = after.nth(1).unwrap_or_default();
         let mut before = before.split(' ').skip(3);
         let (root, point) = (before.next()?, before.next()?);
-        (found && root == "/" && option.is_none_or(|o| options.split(',').any(|x| x == o))).then(|| PathBuf::from(point))
+        (found && root == "/" && option.is_none_or(|o| options.split(',').any(|x| x == o)))
+            .then(|| PathBuf::from(point))
     };
     mountinfo.lines().filter_map(of).next_back()
 }
@@ -214,9 +215,19 @@ mod tests {
 
     #[test]
     fn the_container_is_read_from_the_name_of_its_cgroup() {
-        let of = |path: &str| Freezer { version: Version::V2, path: path.into() }.container().map(str::to_owned);
+        let of = |path: &str| {
+            Freezer {
+                version: Version::V2,
+                path: path.into(),
+            }
+            .container()
+            .map(str::to_owned)
+        };
         assert_eq!(of("/sys/fs/cgroup/kubepods/pod1/ab12"), Some("ab12".into()));
-        assert_eq!(of("/sys/fs/cgroup/kubepods.slice/cri-containerd-ab12.scope"), Some("ab12".into()));
+        assert_eq!(
+            of("/sys/fs/cgroup/kubepods.slice/cri-containerd-ab12.scope"),
+            Some("ab12".into())
+        );
         assert_eq!(of("/sys/fs/cgroup/system.slice"), None);
     }
 

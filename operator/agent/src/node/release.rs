@@ -40,7 +40,9 @@ pub(super) fn correct_books_blocking(freezers: &[Freezer]) -> Result<(), String>
         if !cri.version().is_containerd() {
             return Ok(());
         }
-        correct_books(cri.socket(), freezers).await.map_err(|error| error.to_string())
+        correct_books(cri.socket(), freezers)
+            .await
+            .map_err(|error| error.to_string())
     })
 }
 

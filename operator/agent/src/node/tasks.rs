@@ -84,7 +84,10 @@ impl Tasks {
     /// What containerd answered, or that it did not.
     pub async fn resume_within(&self, id: &str, limit: Duration) -> Result<(), TasksError> {
         let answer = tokio::time::timeout(limit, self.resume(id)).await;
-        answer.map_err(|_| TasksError::Timeout { call: "Resume", limit })?
+        answer.map_err(|_| TasksError::Timeout {
+            call: "Resume",
+            limit,
+        })?
     }
 
     /// Whether containerd believes that a container is paused. Its shim keeps this by itself and does not look at the
@@ -126,7 +129,7 @@ impl Tasks {
             request,
         )
         .await
-            .map(drop)
+        .map(drop)
     }
 
     async fn call<Q, A>(&self, call: &'static str, path: &'static str, request: Q) -> Result<A, TasksError>

@@ -101,7 +101,10 @@ pub fn main(deadline: u64, freezers: &str) -> ExitCode {
     }
     let started = Instant::now();
     let runs = release(&freezers, started);
-    say(&format!("released the target; it {}", if runs { "runs" } else { "does not run" }));
+    say(&format!(
+        "released the target; it {}",
+        if runs { "runs" } else { "does not run" }
+    ));
     if let Err(error) = correct_books(&freezers, started) {
         say(&format!("containerd may still call the target paused: {error}"));
     }
@@ -172,7 +175,10 @@ fn release(freezers: &[Freezer], started: Instant) -> bool {
     let mut quiet_since: Option<Instant> = None;
     while started.elapsed() < LIMIT {
         // Looked at before it is thawed: a CRIU that is still at work freezes for a moment only, and tries again later.
-        if freezers.iter().any(|freezer| freezer.is_frozen().unwrap_or(false)) {
+        if freezers
+            .iter()
+            .any(|freezer| freezer.is_frozen().unwrap_or(false))
+        {
             quiet_since = None;
             thaw(freezers);
         }

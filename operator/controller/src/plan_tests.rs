@@ -1,0 +1,487 @@
+use super::*;
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateRunning, ContainerStateWaiting, ContainerStatus, NodeCondition, NodeStatus,
+    PodSpec, PodStatus,
+};
+use podcheckpoint_crds::PodCheckpointSpec;
+
+const NOW: i64 = 1_000_000;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(NOW + seconds).unwrap()
+}
+
+fn container_status(name: &str, runs: bool) -> ContainerStatus {
+    let state = if runs {
+        ContainerState {
+            running: Some(ContainerStateRunning::default()),
+            ..Default::default()
+        }
+    } else {
+        let waiting = ContainerStateWaiting {
+            reason: Some("CrashLoopBackOff".into()),
+            message: None,
+        };
+        ContainerState {
+            waiting: Some(waiting),
+            ..Default::default()
+        }
+    };
+    ContainerStatus {
+        name: name.into(),
+        state: Some(state),
+        ..Default::default()
+    }
+}
+
+fn pod() -> Pod {
+    let mut pod = Pod::default();
+    pod.metadata.name = Some("cart".into());
+    pod.metadata.namespace = Some("shop".into());
+    pod.metadata.uid = Some("uid-1".into());
+    let container = |name: &str| k8s_openapi::api::core::v1::Container {
+        name: name.into(),
+        ..Default::default()
+    };
+    pod.spec = Some(PodSpec {
+        node_name: Some("node1".into()),
+        containers: vec![container("main"), container("broken")],
+        init_containers: Some(vec![container("setup")]),
+        ..Default::default()
+    });
+    pod.status = Some(PodStatus {
+        phase: Some("Running".into()),
+        container_statuses: Some(vec![
+            container_status("main", true),
+            container_status("broken", false),
+        ]),
+        ..Default::default()
+    });
+    pod
+}
+
+fn node(ready: &str) -> Node {
+    let condition = NodeCondition {
+        type_: "Ready".into(),
+        status: ready.into(),
+        ..Default::default()
+    };
+    Node {
+        status: Some(NodeStatus {
+            conditions: Some(vec![condition]),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn world() -> World {
+    let spec = PodCheckpointSpec {
+        source_pod_name: "cart".into(),
+        timeout_seconds: 300,
+        ..Default::default()
+    };
+    let mut object = PodCheckpoint::new("first", spec);
+    object.metadata.namespace = Some("shop".into());
+    object.metadata.generation = Some(1);
+    World {
+        object,
+        pod: Some(pod()),
+        node: Some(node("True")),
+        agent: None,
+        agent_denied: None,
+        operator_namespace: "ops".into(),
+        start_timeout: 60,
+    }
+}
+
+/// The world after its plan has been carried out: what is applied replaces the controller's fields.
+fn carry_out(world: &mut World, plan: &Plan) {
+    for action in &plan.actions {
+        match action {
+            Action::AddFinalizer => world.object.finalizers_mut().push(FINALIZER.into()),
+            Action::RemoveFinalizer => world.object.finalizers_mut().clear(),
+            Action::WriteStatus(new) => merge(world.object.status.get_or_insert_default(), new),
+            _ => {}
+        }
+    }
+}
+
+fn merge(status: &mut PodCheckpointStatus, new: &PodCheckpointStatus) {
+    let new = new.clone();
+    status.node_name = new.node_name.or(status.node_name.take());
+    status.source_pod_uid = new.source_pod_uid.or(status.source_pod_uid.take());
+    status.start_time = new.start_time.or(status.start_time.take());
+    status.completion_time = new.completion_time.or(status.completion_time.take());
+    status.reason = new.reason.or(status.reason.take());
+    status.failure = new.failure.or(status.failure.take());
+    for condition in new.conditions {
+        status.conditions.retain(|c| c.type_ != condition.type_);
+        status.conditions.push(condition);
+    }
+}
+
+fn agent_sets(world: &mut World, r#type: ConditionType, verdict: Verdict, reason: Reason) {
+    let status = world.object.status.get_or_insert_default();
+    let new = condition(r#type, verdict, reason, "", None, &[], &Time(at(1)));
+    merge(
+        status,
+        &PodCheckpointStatus {
+            conditions: vec![new],
+            ..Default::default()
+        },
+    );
+}
+
+fn bound_world() -> World {
+    let mut world = world();
+    let first = plan(&world, at(0));
+    carry_out(&mut world, &first);
+    world
+}
+
+fn finished_world() -> World {
+    let mut world = bound_world();
+    world.object.status.as_mut().unwrap().archive_state = Some(ArchiveState::Present);
+    agent_sets(
+        &mut world,
+        ConditionType::Checkpointed,
+        Verdict::True,
+        Reason::CheckpointCompleted,
+    );
+    agent_sets(
+        &mut world,
+        ConditionType::SourceRunning,
+        Verdict::True,
+        Reason::SourceRuns,
+    );
+    world
+}
+
+fn status(world: &World, r#type: ConditionType) -> (String, String) {
+    let condition = world.object.condition(r#type).unwrap();
+    (condition.status.clone(), condition.reason.clone())
+}
+
+fn writes(plan: &Plan) -> usize {
+    let writes = |a: &&Action| {
+        matches!(
+            a,
+            Action::AddFinalizer | Action::WriteStatus(_) | Action::RemoveFinalizer
+        )
+    };
+    plan.actions.iter().filter(writes).count()
+}
+
+#[test]
+fn a_running_pod_is_bound_to_its_node_with_all_conditions_set() {
+    let world = bound_world();
+    let status = world.object.status.unwrap();
+    assert_eq!(
+        (status.node_name.as_deref(), status.source_pod_uid.as_deref()),
+        (Some("node1"), Some("uid-1"))
+    );
+    assert_eq!(status.conditions.len(), ConditionType::ALL.len());
+}
+
+#[test]
+fn a_checkpoint_costs_three_writes() {
+    let mut world = world();
+    let first = plan(&world, at(0));
+    carry_out(&mut world, &first);
+    world = World {
+        object: world.object,
+        ..finished_world()
+    };
+    world.object.status = finished_world().object.status;
+    let last = plan(&world, at(5));
+    assert_eq!(writes(&first) + writes(&last), 3);
+}
+
+#[test]
+fn a_verified_archive_makes_it_ready() {
+    let mut world = finished_world();
+    let last = plan(&world, at(5));
+    carry_out(&mut world, &last);
+    assert_eq!(
+        status(&world, ConditionType::Ready),
+        ("True".into(), "CheckpointCompleted".into())
+    );
+    assert_eq!(
+        status(&world, ConditionType::Stalled),
+        ("False".into(), "NotFailed".into())
+    );
+}
+
+#[test]
+fn terminal_stays_terminal() {
+    let mut world = finished_world();
+    let last = plan(&world, at(5));
+    carry_out(&mut world, &last);
+    world.pod = None;
+    world.node = None;
+    agent_sets(
+        &mut world,
+        ConditionType::Checkpointed,
+        Verdict::False,
+        Reason::DumpFailed,
+    );
+    assert_eq!(plan(&world, at(100_000)), Plan::default());
+}
+
+#[test]
+fn a_target_that_cannot_be_checkpointed_ends_at_once_with_its_reason() {
+    type Change = fn(&mut World);
+    let cases: [(Change, Reason); 11] = [
+        (|w| w.pod = None, Reason::PodNotFound),
+        (
+            |w| w.pod.as_mut().unwrap().status.as_mut().unwrap().phase = Some("Pending".into()),
+            Reason::PodNotRunning,
+        ),
+        (
+            |w| w.pod.as_mut().unwrap().status.as_mut().unwrap().phase = Some("Succeeded".into()),
+            Reason::PodCompleted,
+        ),
+        (
+            |w| w.pod.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(at(0))),
+            Reason::PodTerminating,
+        ),
+        (
+            |w| w.object.spec.source_pod_uid = Some("other".into()),
+            Reason::SourcePodReplaced,
+        ),
+        (
+            |w| w.object.spec.containers = Some(vec!["nobody".into()]),
+            Reason::ContainerNotFound,
+        ),
+        (
+            |w| w.object.spec.containers = Some(vec!["setup".into()]),
+            Reason::ContainerNotRegular,
+        ),
+        (
+            |w| w.object.spec.containers = Some(vec!["broken".into()]),
+            Reason::ContainerNotRunning,
+        ),
+        (
+            |w| w.pod.as_mut().unwrap().spec.as_mut().unwrap().host_pid = Some(true),
+            Reason::PodHostPid,
+        ),
+        (|w| w.operator_namespace = "shop".into(), Reason::PodProtected),
+        (|w| w.node = Some(node("Unknown")), Reason::NodeNotReady),
+    ];
+    for (change, reason) in cases {
+        let mut world = world();
+        change(&mut world);
+        let only = plan(&world, at(0));
+        carry_out(&mut world, &only);
+        let object = &world.object;
+        assert_eq!(
+            status(&world, ConditionType::Stalled),
+            ("True".into(), reason.as_str().into())
+        );
+        assert_eq!(
+            object.status.as_ref().unwrap().reason.as_deref(),
+            Some(reason.as_str())
+        );
+        assert_eq!(
+            object.status.as_ref().unwrap().failure.as_ref().unwrap().reason,
+            reason.as_str()
+        );
+        assert!(!only.actions.iter().any(|a| matches!(a, Action::EnsureAgent(_))));
+    }
+}
+
+#[test]
+fn an_agent_that_cannot_start_is_a_reason() {
+    let waiting = |reason: &str| {
+        let mut agent = Pod::default();
+        let mut status = container_status("agent", false);
+        status.state.as_mut().unwrap().waiting.as_mut().unwrap().reason = Some(reason.into());
+        agent.status = Some(PodStatus {
+            container_statuses: Some(vec![status]),
+            ..Default::default()
+        });
+        agent
+    };
+    let rejected = Pod {
+        status: Some(PodStatus {
+            phase: Some("Failed".into()),
+            reason: Some("OutOfcpu".into()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let cases = [
+        (waiting("ImagePullBackOff"), Reason::AgentImageUnavailable),
+        (waiting("ErrImageNeverPull"), Reason::AgentImageUnavailable),
+        (waiting("CrashLoopBackOff"), Reason::AgentNotStarted),
+        (rejected, Reason::AgentRejected),
+    ];
+    for (agent, reason) in cases {
+        let mut world = bound_world();
+        world.agent = Some(agent);
+        let next = plan(&world, at(2));
+        carry_out(&mut world, &next);
+        assert_eq!(
+            status(&world, ConditionType::Stalled),
+            ("True".into(), reason.as_str().into())
+        );
+    }
+}
+
+#[test]
+fn a_refused_agent_pod_is_quoted() {
+    let mut world = bound_world();
+    world.agent_denied = Some("violates PodSecurity \"restricted\"".into());
+    let next = plan(&world, at(1));
+    carry_out(&mut world, &next);
+    let failure = world.object.status.unwrap().failure.unwrap();
+    assert_eq!(
+        (failure.reason.as_str(), failure.message.contains("PodSecurity")),
+        ("AgentDenied", true)
+    );
+}
+
+#[test]
+fn a_node_that_stops_while_the_agent_starts_is_named() {
+    let mut world = bound_world();
+    world.agent = Some(Pod::default());
+    world.node = Some(node("Unknown"));
+    let early = plan(&world, at(10));
+    assert_eq!(writes(&early), 0);
+    let late = plan(&world, at(61));
+    carry_out(&mut world, &late);
+    assert_eq!(status(&world, ConditionType::Stalled).1, "NodeNotReady");
+}
+
+#[test]
+fn a_silent_agent_is_given_up_after_the_deadline_and_not_before() {
+    let mut world = bound_world();
+    world.agent = Some(Pod::default());
+    world.object.status.as_mut().unwrap().archive_state = Some(ArchiveState::Writing);
+    assert_eq!(writes(&plan(&world, at(329))), 0);
+    let late = plan(&world, at(331));
+    carry_out(&mut world, &late);
+    assert_eq!(status(&world, ConditionType::Stalled).1, "AgentLost");
+}
+
+#[test]
+fn waiting_asks_for_one_look_at_the_next_deadline_and_writes_nothing() {
+    let mut world = bound_world();
+    world.agent = Some(Pod::default());
+    let waiting = plan(&world, at(0));
+    assert!(waiting.actions.is_empty());
+    assert!(waiting.requeue.unwrap() >= Duration::from_secs(60));
+}
+
+#[test]
+fn a_replaced_pod_has_the_reason_of_the_upstream_api() {
+    let mut world = world();
+    world.object.spec.source_pod_uid = Some("uid-0".into());
+    let only = plan(&world, at(0));
+    carry_out(&mut world, &only);
+    assert_eq!(
+        status(&world, ConditionType::Ready),
+        ("False".into(), "SourcePodReplaced".into())
+    );
+}
+
+#[test]
+fn every_condition_that_is_not_true_has_a_documented_reason() {
+    let mut worlds = vec![bound_world(), finished_world()];
+    let mut missing = world();
+    missing.pod = None;
+    worlds.push(missing);
+    for mut world in worlds {
+        let next = plan(&world, at(400));
+        carry_out(&mut world, &next);
+        for condition in &world.object.status.as_ref().unwrap().conditions {
+            assert!(Reason::parse(&condition.reason).is_some(), "{condition:?}");
+        }
+    }
+}
+
+fn deleting(world: &mut World) {
+    world.object.metadata.deletion_timestamp = Some(Time(at(10)));
+}
+
+#[test]
+fn deletion_waits_for_the_agent_to_delete_the_archive() {
+    let mut world = finished_world();
+    deleting(&mut world);
+    let next = plan(&world, at(11));
+    assert_eq!(next.actions, [Action::EnsureAgent("node1".into())]);
+    world.object.status.as_mut().unwrap().archive_state = Some(ArchiveState::Deleted);
+    assert_eq!(plan(&world, at(12)).actions, [Action::RemoveFinalizer]);
+}
+
+#[test]
+fn deletion_completes_when_the_node_is_gone_and_when_no_agent_answers() {
+    let mut world = finished_world();
+    deleting(&mut world);
+    assert_eq!(plan(&world, at(131)).actions, [Action::RemoveFinalizer]);
+    world.node = None;
+    assert_eq!(plan(&world, at(11)).actions, [Action::RemoveFinalizer]);
+}
+
+#[test]
+fn an_archive_that_is_to_be_kept_does_not_hold_up_deletion() {
+    let mut world = finished_world();
+    world.object.spec.deletion_policy = DeletionPolicy::Retain;
+    deleting(&mut world);
+    assert_eq!(plan(&world, at(11)).actions, [Action::RemoveFinalizer]);
+}
+
+#[test]
+fn a_finished_object_is_deleted_when_its_time_to_live_is_over() {
+    let mut world = finished_world();
+    world.object.spec.ttl_seconds_after_finished = Some(60);
+    let last = plan(&world, at(5));
+    carry_out(&mut world, &last);
+    assert!(plan(&world, at(64)).actions.is_empty());
+    assert_eq!(plan(&world, at(66)).actions, [Action::DeleteObject]);
+}
+
+#[test]
+fn validate_only_ends_ready_without_an_archive() {
+    let mut world = bound_world();
+    world.object.spec.validate_only = true;
+    agent_sets(
+        &mut world,
+        ConditionType::Checkpointed,
+        Verdict::Unknown,
+        Reason::NotRequested,
+    );
+    agent_sets(
+        &mut world,
+        ConditionType::SourceRunning,
+        Verdict::True,
+        Reason::SourceRuns,
+    );
+    let last = plan(&world, at(5));
+    carry_out(&mut world, &last);
+    assert_eq!(
+        status(&world, ConditionType::Ready),
+        ("True".into(), "ValidationCompleted".into())
+    );
+}
+
+#[test]
+fn a_pod_left_frozen_is_said_first() {
+    let mut world = finished_world();
+    agent_sets(
+        &mut world,
+        ConditionType::SourceRunning,
+        Verdict::False,
+        Reason::SourceFrozen,
+    );
+    let last = plan(&world, at(5));
+    carry_out(&mut world, &last);
+    let message = world
+        .object
+        .condition(ConditionType::Ready)
+        .unwrap()
+        .message
+        .clone();
+    assert!(message.starts_with("WARNING"), "{message}");
+}
