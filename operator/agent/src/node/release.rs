@@ -50,7 +50,8 @@ async fn correct(tasks: &Tasks, freezer: &Freezer) -> Result<(), TasksError> {
     let Some(container) = freezer.container() else {
         return Ok(());
     };
-    if !tasks.is_paused(container, LIMIT).await? {
+    // What is frozen and called paused is no error in the books.
+    if !tasks.is_paused(container, LIMIT).await? || freezer.is_frozen().unwrap_or(true) {
         return Ok(());
     }
     // Dropped on every path, also when the caller gives up in the middle.

@@ -24,9 +24,15 @@ const TICK: Duration = Duration::from_millis(20);
 /// How long a target must run undisturbed before the watchdog believes it: a runtime that is still at work may freeze
 /// it once more.
 const QUIET: Duration = Duration::from_secs(2);
-/// How long the watchdog waits for a CRIU that has lost its caller to finish by itself: killed while its code is in the
-/// target, it would take the target with it.
-const TRACER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the watchdog waits for a CRIU that has lost its caller to finish by itself, so that the target runs within
+/// a second.
+const TRACER_PATIENCE: Duration = Duration::from_millis(600);
+/// How long CRIU's code must have been waiting for orders in a process before CRIU is ended: it then notices that CRIU
+/// is gone and restores the process by itself, at the cost of two mappings that stay. Ended while that code is being put
+/// there, which takes well below a millisecond, CRIU would take the process with it.
+const SETTLED: Duration = Duration::from_millis(60);
+/// When a CRIU is ended at any point: by then it hangs.
+const TRACER_LIMIT: Duration = Duration::from_secs(10);
 /// When the watchdog gives up.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -95,6 +101,10 @@ pub fn main(deadline: u64, freezers: &str) -> ExitCode {
     }
     // The agent's terminal signals are not for this process.
     let _ = rustix::process::setsid();
+    // Books that were left wrong before would make this checkpoint one of running processes.
+    if let Err(error) = correct_books_blocking(&freezers) {
+        say(&format!("containerd's books cannot be read: {error}"));
+    }
     println!("armed");
     if wait(Duration::from_secs(deadline)) {
         return ExitCode::SUCCESS;
@@ -173,6 +183,7 @@ fn wait(deadline: Duration) -> bool {
 /// Thaws until the target runs undisturbed; true if it does, or has ended.
 fn release(freezers: &[Freezer], started: Instant) -> bool {
     let mut quiet_since: Option<Instant> = None;
+    let mut infected = Infected::default();
     while started.elapsed() < LIMIT {
         // Looked at before it is thawed: a CRIU that is still at work freezes for a moment only, and tries again later.
         if freezers
@@ -191,14 +202,39 @@ fn release(freezers: &[Freezer], started: Instant) -> bool {
             SourceState::Gone => return true,
             SourceState::Traced { .. } | SourceState::Stopped { .. } | SourceState::Frozen { .. } => {
                 quiet_since = None;
-                if started.elapsed() >= TRACER_PATIENCE {
+                let harmless = infected.settled(freezers) && started.elapsed() >= TRACER_PATIENCE;
+                if harmless || started.elapsed() >= TRACER_LIMIT {
                     end_abandoned_tracers(freezers);
+                    infected = Infected::default();
                 }
             }
         }
         sleep(TICK);
     }
     false
+}
+
+/// The processes in which a tracer lets code run.
+#[derive(Default)]
+struct Infected {
+    pids: Vec<i32>,
+    since: Option<Instant>,
+}
+
+impl Infected {
+    /// Whether they have been the same ones for [`SETTLED`]. Those that the tracer only holds are in state t.
+    fn settled(&mut self, freezers: &[Freezer]) -> bool {
+        let facts = freezers.iter().flat_map(Freezer::processes).filter_map(Facts::of);
+        let pids: Vec<i32> = facts
+            .filter(|f| f.tracer != 0 && f.state != 't')
+            .map(|f| f.pid)
+            .collect();
+        if pids.is_empty() || pids != self.pids {
+            (self.pids, self.since) = (pids, Some(Instant::now()));
+            return false;
+        }
+        self.since.is_some_and(|since| since.elapsed() >= SETTLED)
+    }
 }
 
 fn thaw(freezers: &[Freezer]) {
@@ -211,8 +247,8 @@ fn thaw(freezers: &[Freezer]) {
 /// it does; what the checkpoint freezes meanwhile is thawed.
 fn correct_books(freezers: &[Freezer], started: Instant) -> Result<(), String> {
     loop {
-        let outcome = correct_books_blocking(freezers);
         thaw(freezers);
+        let outcome = correct_books_blocking(freezers);
         if outcome.is_ok() || started.elapsed() >= LIMIT {
             return outcome;
         }
@@ -242,6 +278,18 @@ fn end_abandoned_tracers(freezers: &[Freezer]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tracer_that_has_no_code_in_the_target_is_not_called_settled() {
+        let nowhere = Freezer {
+            version: crate::node::cgroup::Version::V2,
+            path: "/nonexistent".into(),
+        };
+        let mut infected = Infected::default();
+        assert!(!infected.settled(std::slice::from_ref(&nowhere)));
+        sleep(SETTLED);
+        assert!(!infected.settled(&[nowhere]));
+    }
 
     #[test]
     fn every_hierarchy_is_left_and_bind_mounts_of_parts_are_not_roots() {
