@@ -170,19 +170,36 @@ fn signature(text: &str) -> Option<Reason> {
         .map(|(_, reason)| *reason)
 }
 
-/// The furthest stage that the log shows.
+/// The furthest stage that the log shows. A dump that failed lets the processes go too, which is not how far it came.
 pub fn stage(log: &str) -> Option<Stage> {
-    STAGES
-        .iter()
-        .filter(|(pattern, _)| log.contains(pattern))
-        .map(|(_, stage)| *stage)
+    let failed = log.contains("Dumping FAILED");
+    let seen = STAGES.iter().filter(|(pattern, _)| log.contains(pattern));
+    seen.map(|(_, stage)| *stage)
+        .filter(|stage| !(failed && *stage == Stage::Release))
         .max()
 }
 
-/// The first lines that CRIU marks as errors, or as the warning that precedes a denied ptrace.
+/// The first lines that CRIU marks as errors, or as the warning that precedes a denied ptrace; each once, since a denied
+/// ptrace is tried again for ten seconds.
 fn error_lines(log: &str) -> Vec<String> {
     let telling = |line: &&str| line.contains("Error (") || line.contains("Unable to interrupt task");
-    log.lines().filter(telling).take(LINES).map(shorten).collect()
+    let mut lines: Vec<String> = Vec::new();
+    for line in log
+        .lines()
+        .filter(telling)
+        .filter(|line| !is_noise(line))
+        .map(shorten)
+    {
+        if lines.len() < LINES && !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+/// What CRIU marks as an error and goes on from: it may not raise its own limits without CAP_SYS_RESOURCE.
+fn is_noise(line: &str) -> bool {
+    line.contains("Can't setup RLIMIT_NOFILE for self")
 }
 
 /// One line without its time, shortened, without control characters: it ends in a status that a terminal shows.
@@ -280,6 +297,26 @@ mod tests {
         let log = "(00.01) Warn  (compel/src/lib/infect.c:129): Unable to interrupt task: 5 (Operation not permitted)\n\
             (00.01) Error (compel/src/lib/infect.c:365): Unseizable non-zombie 5 found, state S, err -1/10\n";
         assert_eq!(diagnose("", Some(log)).reason, Reason::PtraceDenied);
+    }
+
+    #[test]
+    fn a_process_that_another_tracer_holds_is_a_denied_ptrace_and_not_a_zombie() {
+        // CRIU 4.1.1 with the freezer, while strace was attached: CRIU takes the missing child for a zombie.
+        let log = "(00.000012) Version: 4.1.1\n\
+            (00.001) Error (criu/util.c:1533): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n\
+            (00.101) Warn  (compel/src/lib/infect.c:133): Unable to interrupt task: 4047 (Operation not permitted)\n\
+            (00.102) Error (criu/seize.c:335): zombie 4047 (comm sh) found while seizing\n\
+            (00.201) Warn  (compel/src/lib/infect.c:133): Unable to interrupt task: 4047 (Operation not permitted)\n\
+            (00.202) Error (criu/seize.c:335): zombie 4047 (comm sh) found while seizing\n\
+            (10.001482) Unfreezing tasks into 1\n\
+            (10.001499) Error (criu/cr-dump.c:2111): Dumping FAILED.\n";
+        let diagnosis = diagnose("criu failed: type NOTIFY errno 0", Some(log));
+        assert_eq!(
+            (diagnosis.reason, diagnosis.stage),
+            (Reason::PtraceDenied, Some(Stage::Seize))
+        );
+        assert_eq!(diagnosis.lines.len(), 3);
+        assert!(diagnosis.lines[0].contains("Unable to interrupt task: 4047"));
     }
 
     #[test]
