@@ -77,7 +77,7 @@ fn main() -> ExitCode {
 
 fn run_agent(arguments: RunArguments) -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     match arguments.log_format {
         LogFormat::Json => log.json().init(),
         LogFormat::Text => log.init(),

@@ -18,6 +18,7 @@ use crate::node::cgroup::Freezer;
 use crate::node::cri::{Container, Cri, CriError, Sandbox};
 use crate::node::kubelet::{Kubelet, KubeletError};
 use crate::node::process::{SourceState, Target, TargetError, source_state};
+use crate::node::release::correct_books;
 use crate::node::tasks::{Tasks, TasksError};
 use crate::node::watchdog::Watchdog;
 use crate::plan::{self, Plan};
@@ -225,19 +226,33 @@ fn describe_source(state: Option<SourceState>) -> (Verdict, Reason, String) {
     }
 }
 
+/// Makes containers run that an earlier agent may have left frozen: first by the kernel, which always works, then in
+/// the runtime's books, without which `kubectl exec` would go on being refused.
+pub async fn release(context: &Context, freezers: &[Freezer]) {
+    for freezer in freezers {
+        if let Err(error) = freezer.thaw() {
+            tracing::error!(%error, "cannot thaw");
+        }
+    }
+    let Ok(cri) = Cri::discover(context.runtime_socket.as_deref()).await else {
+        return;
+    };
+    if cri.version().is_containerd()
+        && let Err(error) = correct_books(cri.socket(), freezers).await
+    {
+        tracing::warn!(%error, "containerd may still take a container for paused");
+    }
+}
+
 /// Thaws what an earlier agent may have left frozen, and says what the target does now.
-pub async fn recover(entry: &Entry, report: &mut Report) {
+pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
     let targets: Vec<Target> = entry
         .pids
         .iter()
         .filter_map(|process| Target::open(process.pid, &process.container_id).ok())
         .collect();
     let freezers: Vec<Freezer> = targets.iter().map(|target| target.freezer.clone()).collect();
-    for freezer in &freezers {
-        if let Err(error) = freezer.thaw() {
-            tracing::error!(%error, "cannot thaw");
-        }
-    }
+    release(context, &freezers).await;
     let message = "the agent was restarted in the middle of the checkpoint; partial files have been deleted";
     failed(report, &Stop::new(Step::Dump, Reason::AgentInterrupted, message));
     conclude(report, &freezers).await;

@@ -13,7 +13,9 @@ use podcheckpoint_crds::{ArchiveState, ConditionType, DeletionPolicy, PodCheckpo
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::journal::{Entry, write_synced};
+use crate::journal::{Entry, TargetProcess, write_synced};
+use crate::node::cgroup::Freezer;
+use crate::node::process::Target;
 use crate::operation::{self, Context, remove_folder};
 use crate::report::{Report, ReportError};
 
@@ -151,17 +153,15 @@ impl Agent {
             .into_iter()
             .filter(|e| e.result.is_none())
         {
-            for process in &entry.pids {
-                if let Ok(target) = crate::node::process::Target::open(process.pid, &process.container_id) {
-                    let thawed = target.freezer.thaw();
-                    tracing::warn!(
-                        name = entry.name,
-                        pid = process.pid,
-                        ?thawed,
-                        "thawed after an interrupted checkpoint"
-                    );
-                }
-            }
+            let open = |p: &TargetProcess| Target::open(p.pid, &p.container_id).ok();
+            let targets: Vec<Target> = entry.pids.iter().filter_map(open).collect();
+            let freezers: Vec<Freezer> = targets.iter().map(|t| t.freezer.clone()).collect();
+            tracing::warn!(
+                name = entry.name,
+                namespace = entry.namespace,
+                "releasing after an interrupted checkpoint"
+            );
+            operation::release(&self.context, &freezers).await;
         }
     }
 
@@ -310,7 +310,7 @@ async fn carry_out(
         Decision::Interrupted => {
             let entry = context.journal.read(&uid).ok().flatten();
             remove_folder(&context.folder(&uid));
-            operation::recover(&entry.unwrap_or_else(|| bare_entry(object)), &mut report).await;
+            operation::recover(context, &entry.unwrap_or_else(|| bare_entry(object)), &mut report).await;
         }
         Decision::Repeat => {
             if let Ok(Some(Entry {

@@ -71,7 +71,7 @@ enum LogFormat {
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     match cli.log_format {
         LogFormat::Json => log.json().init(),
         LogFormat::Text => log.init(),
