@@ -57,7 +57,12 @@ pub fn get(namespace: &str, kind: &str, name: &str) -> Result<Value> {
 /// When it fails.
 pub fn on_node(node: &str, script: &str) -> Result<String> {
     let cluster = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster");
-    finish(Command::new(cluster).args(["run", node, "sh", "-c", script]).output(), &[node, script])
+    finish(
+        Command::new(cluster)
+            .args(["run", node, "sh", "-c", script])
+            .output(),
+        &[node, script],
+    )
 }
 
 /// Sends bytes to a shell script's standard input on a node.
@@ -66,7 +71,10 @@ pub fn on_node(node: &str, script: &str) -> Result<String> {
 /// When it fails.
 pub fn on_node_with(node: &str, script: &str, input: &[u8]) -> Result<String> {
     let cluster = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster");
-    let output = with_input(Command::new(cluster).args(["run", node, "sh", "-c", script]), input)?;
+    let output = with_input(
+        Command::new(cluster).args(["run", node, "sh", "-c", script]),
+        input,
+    )?;
     finish(Ok(output), &[node, script])
 }
 
@@ -79,14 +87,20 @@ pub fn eventually<T>(limit: Duration, mut ask: impl FnMut() -> Result<T>) -> Res
     loop {
         match ask() {
             Ok(answer) => return Ok(answer),
-            Err(error) if started.elapsed() > limit => return Err(error.context(format!("not within {limit:?}"))),
+            Err(error) if started.elapsed() > limit => {
+                return Err(error.context(format!("not within {limit:?}")));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
 }
 
 fn with_input(command: &mut Command, input: &[u8]) -> Result<Output> {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input)?;
     }
@@ -96,7 +110,11 @@ fn with_input(command: &mut Command, input: &[u8]) -> Result<Output> {
 fn finish(output: std::io::Result<Output>, arguments: &[&str]) -> Result<String> {
     let output = output.with_context(|| format!("running {arguments:?}"))?;
     if !output.status.success() {
-        bail!("{arguments:?} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{arguments:?} ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

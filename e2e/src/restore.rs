@@ -1,5 +1,10 @@
 //! Restores an archive with runc, outside Kubernetes, beside the pod that it was taken of: the proof that it is one.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "indexing JSON yields null and never panics"
+)]
+
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
@@ -32,7 +37,11 @@ pub fn restore(node: &str, archive: &str, image: &str, id: &str) -> Result<Resto
     );
     let spec: Value = serde_json::from_str(&on_node(node, &unpack)?).context("reading spec.dump")?;
     let (config, copies) = own_spec(spec, &bundle, id);
-    on_node_with(node, &format!("cat > {bundle}/config.json"), config.to_string().as_bytes())?;
+    on_node_with(
+        node,
+        &format!("cat > {bundle}/config.json"),
+        config.to_string().as_bytes(),
+    )?;
     for (from, to) in copies {
         on_node(node, &format!("mkdir -p $(dirname {to}); cp -a {from} {to}"))?;
     }
@@ -44,7 +53,11 @@ pub fn restore(node: &str, archive: &str, image: &str, id: &str) -> Result<Resto
          cat {bundle}/pid"
     );
     let pid = on_node(node, &run)?.trim().to_owned();
-    Ok(Restored { node: node.to_owned(), id: id.to_owned(), pid })
+    Ok(Restored {
+        node: node.to_owned(),
+        id: id.to_owned(),
+        pid,
+    })
 }
 
 impl Restored {
@@ -53,7 +66,10 @@ impl Restored {
     /// # Errors
     /// When it fails.
     pub fn run(&self, script: &str) -> Result<String> {
-        on_node(&self.node, &format!("nsenter -t {} -m -n -r /bin/sh -c '{script}'", self.pid))
+        on_node(
+            &self.node,
+            &format!("nsenter -t {} -m -n -r /bin/sh -c '{script}'", self.pid),
+        )
     }
 
     /// Ends it and removes what was made for it.
@@ -88,7 +104,10 @@ fn own_spec(mut spec: Value, bundle: &str, id: &str) -> (Value, Vec<(String, Str
     for (number, mount) in spec["mounts"].as_array_mut().into_iter().flatten().enumerate() {
         if mount["type"] == "bind" {
             let own = format!("{bundle}/mounts/{number}");
-            copies.push((mount["source"].as_str().unwrap_or_default().to_owned(), own.clone()));
+            copies.push((
+                mount["source"].as_str().unwrap_or_default().to_owned(),
+                own.clone(),
+            ));
             mount["source"] = json!(own);
         }
     }
@@ -107,8 +126,14 @@ mod tests {
             "mounts": [{"type": "proc", "source": "proc"}, {"type": "bind", "source": "/var/lib/kubelet/x", "destination": "/x"}],
         });
         let (own, copies) = own_spec(spec, "/b", "r1");
-        assert_eq!(own["linux"]["namespaces"], json!([{"type": "network", "path": "/run/netns/r1"}, {"type": "ipc"}]));
-        assert_eq!(copies, [("/var/lib/kubelet/x".to_owned(), "/b/mounts/1".to_owned())]);
+        assert_eq!(
+            own["linux"]["namespaces"],
+            json!([{"type": "network", "path": "/run/netns/r1"}, {"type": "ipc"}])
+        );
+        assert_eq!(
+            copies,
+            [("/var/lib/kubelet/x".to_owned(), "/b/mounts/1".to_owned())]
+        );
         assert_eq!(own["mounts"][1]["source"], "/b/mounts/1");
     }
 }

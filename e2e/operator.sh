@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# Building the operator and installing it on the local cluster. Sourced by demo, test and bench.
+
+# say WORDS...
+say() { printf '%(%H:%M:%S)T  %s\n' -1 "$*" >&2; }
+
+# build_operator: compiles both programs and makes their images on the nodes of the local cluster.
+build_operator() {
+  local built program triple
+  say "compiling the operator"
+  cargo build --quiet --locked --package podcheckpoint-controller --package podcheckpoint-agent --package podcheckpoint-e2e
+  triple=$(rustc -vV | sed -n 's/^host: //p')
+  built=$(mktemp -d)
+  mkdir "$built/out"
+  for program in podcheckpoint-controller podcheckpoint-agent; do
+    # Symbols are half of a debug build, and images are copied to every node.
+    strip -o "$built/out/$program" "${CARGO_TARGET_DIR:-target}/$triple/debug/$program"
+  done
+  e2e/cluster build-images "$built"
+  rm -rf "$built"
+}
+
+# install_operator [HELM-OPTION...]
+install_operator() {
+  kubectl create namespace podcheckpoint-system --dry-run=client -o yaml | kubectl apply -f - > /dev/null
+  kubectl label namespace podcheckpoint-system pod-security.kubernetes.io/enforce=privileged --overwrite > /dev/null
+  helm upgrade --install podcheckpoint charts/podcheckpoint --namespace podcheckpoint-system --wait --timeout 120s \
+    --set controller.image.repository="${PODCHECKPOINT_IMAGE_PREFIX:-localhost}/podcheckpoint-controller" \
+    --set agent.image.repository="${PODCHECKPOINT_IMAGE_PREFIX:-localhost}/podcheckpoint-agent" \
+    --set controller.image.tag="${PODCHECKPOINT_IMAGE_TAG:-dev}" --set agent.image.tag="${PODCHECKPOINT_IMAGE_TAG:-dev}" \
+    "$@" > /dev/null
+}

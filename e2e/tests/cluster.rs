@@ -1,0 +1,662 @@
+//! The operator on a real cluster, as its users meet it. Needs the feature `cluster`, kubectl, KUBECONFIG, the local
+//! cluster with both nodes and the operator installed: `e2e/test` provides all of it.
+#![cfg(feature = "cluster")]
+#![allow(
+    clippy::indexing_slicing,
+    reason = "indexing JSON yields null; a panic is a failed test"
+)]
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use podcheckpoint_e2e::restore::restore;
+use podcheckpoint_e2e::{apply, eventually, get, kubectl, kubectl_refused, on_node};
+use serde_json::{Value, json};
+
+const KIND: &str = "podcheckpoints.podcheckpoint.dev";
+const IMAGE: &str = "localhost/busybox:1";
+const COUNT: &str = "i=0; while true; do i=$((i+1)); echo $i > /tmp/n; sleep 0.1; done";
+
+/// A namespace of a test's own, deleted at its end.
+struct Namespace(String);
+
+impl Namespace {
+    fn new(name: &str) -> Result<Self> {
+        let name = format!("e2e-{name}");
+        let _ = kubectl(&["delete", "namespace", &name, "--ignore-not-found"]);
+        kubectl(&["create", "namespace", &name])?;
+        eventually(Duration::from_secs(20), || {
+            get(&name, "serviceaccount", "default")
+        })?;
+        Ok(Self(name))
+    }
+
+    /// Starts a pod and waits until it runs.
+    fn pod(&self, name: &str, node: &str, containers: &[(&str, &str)]) -> Result<()> {
+        let containers: Vec<Value> = containers
+            .iter()
+            .map(|(name, script)| {
+                json!({"name": name, "image": IMAGE, "imagePullPolicy": "Never", "command": ["sh", "-c", script],
+                       "volumeMounts": [{"name": format!("tmp-{name}"), "mountPath": "/tmp"}]})
+            })
+            .collect();
+        let volumes: Vec<Value> = containers
+            .iter()
+            .map(|c| json!({"name": c["volumeMounts"][0]["name"], "emptyDir": {}}))
+            .collect();
+        self.manifest("v1", "Pod", name, json!({
+            "nodeName": node, "terminationGracePeriodSeconds": 0, "containers": containers, "volumes": volumes,
+        }))?;
+        kubectl(&[
+            "-n",
+            &self.0,
+            "wait",
+            "--for=condition=Ready",
+            &format!("pod/{name}"),
+            "--timeout=60s",
+        ])
+        .map(drop)
+    }
+
+    fn counter(&self, name: &str, node: &str) -> Result<()> {
+        self.pod(name, node, &[("main", COUNT)])
+    }
+
+    fn manifest(&self, version: &str, kind: &str, name: &str, spec: Value) -> Result<()> {
+        apply(&document(&self.0, version, kind, name, &spec))
+    }
+
+    fn checkpoint(&self, name: &str, spec: Value) -> Result<()> {
+        self.manifest("podcheckpoint.dev/v1alpha1", "PodCheckpoint", name, spec)
+    }
+
+    /// Waits for the end of a PodCheckpoint; its status.
+    fn ended(&self, name: &str) -> Result<Value> {
+        eventually(Duration::from_secs(90), || {
+            let object = get(&self.0, KIND, name)?;
+            let status = object["status"].clone();
+            ensure!(
+                !status["completionTime"].is_null(),
+                "{name} has not ended: {status:#}"
+            );
+            Ok(status)
+        })
+    }
+
+    fn take(&self, name: &str, spec: Value) -> Result<Value> {
+        self.checkpoint(name, spec)?;
+        self.ended(name)
+    }
+
+    fn count(&self, pod: &str, container: &str) -> Result<u64> {
+        let text = eventually(Duration::from_secs(10), || {
+            let text = kubectl(&["-n", &self.0, "exec", pod, "-c", container, "--", "cat", "/tmp/n"])?;
+            // The file is empty for the moment between its truncation and the write.
+            ensure!(!text.trim().is_empty());
+            Ok(text)
+        })?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("not a count: {text:?}"))
+    }
+
+    /// The pod was never restarted, counts on, and can be exec'd into.
+    fn assert_source_went_on(&self, pod: &str, container: &str) -> Result<()> {
+        let before = self.count(pod, container)?;
+        eventually(Duration::from_secs(10), || {
+            ensure!(
+                self.count(pod, container)? > before,
+                "the counter stands at {before}"
+            );
+            Ok(())
+        })?;
+        let pod = get(&self.0, "pod", pod)?;
+        for status in pod["status"]["containerStatuses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            ensure!(status["restartCount"] == 0, "restarted: {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = kubectl(&["delete", "namespace", &self.0, "--wait=false"]);
+    }
+}
+
+fn document(namespace: &str, version: &str, kind: &str, name: &str, spec: &Value) -> String {
+    json!({"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": namespace}, "spec": spec}).to_string()
+}
+
+fn condition(status: &Value, r#type: &str) -> (String, String) {
+    let all = status["conditions"].as_array().cloned().unwrap_or_default();
+    let found = all.into_iter().find(|c| c["type"] == r#type).unwrap_or_default();
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("reason"))
+}
+
+fn assert_condition(status: &Value, r#type: &str, verdict: &str, reason: &str) {
+    assert_eq!(
+        condition(status, r#type),
+        (verdict.into(), reason.into()),
+        "{type}: {status:#}"
+    );
+}
+
+fn archive(status: &Value, container: &str) -> String {
+    let folder = status["checkpointLocation"]["nodeLocal"]["path"]
+        .as_str()
+        .unwrap_or_default();
+    let all = status["checkpointedContainers"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let found = all
+        .into_iter()
+        .find(|c| c["name"] == container)
+        .unwrap_or_default();
+    format!(
+        "/var/lib/podcheckpoint/{folder}/{}",
+        found["path"].as_str().unwrap_or_default()
+    )
+}
+
+/// I3: what Ready=True promises.
+fn assert_ready(node: &str, status: &Value) -> Result<()> {
+    assert_condition(status, "Ready", "True", "CheckpointCompleted");
+    assert_condition(status, "Stalled", "False", "NotFailed");
+    assert_condition(status, "SourceRunning", "True", "SourceRuns");
+    for container in status["checkpointedContainers"].as_array().into_iter().flatten() {
+        let path = archive(status, container["name"].as_str().unwrap_or_default());
+        let file = if container["format"] == "Directory" {
+            format!("{path}/SHA256SUMS")
+        } else {
+            path
+        };
+        let sum = on_node(node, &format!("sha256sum {file}"))?;
+        ensure!(
+            sum.split(' ').next() == container["sha256"].as_str(),
+            "{file} has another hash: {sum}"
+        );
+        ensure!(container["sizeBytes"].as_i64() > Some(0), "empty");
+    }
+    Ok(())
+}
+
+/// Restores and compares: the restored counter goes on from the value at the dump.
+fn assert_restores(node: &str, archive: &str, id: &str, at_least: u64) -> Result<()> {
+    let restored = restore(node, archive, IMAGE, id)?;
+    let outcome = (|| {
+        restored.run("rm -f /tmp/n")?;
+        let read = || -> Result<u64> { Ok(restored.run("cat /tmp/n")?.trim().parse()?) };
+        let first = eventually(Duration::from_secs(20), read)?;
+        ensure!(first >= at_least, "began anew: {first} < {at_least}");
+        eventually(Duration::from_secs(20), || {
+            ensure!(read()? > first, "stands at {first}");
+            Ok(())
+        })
+    })();
+    restored.remove()?;
+    outcome
+}
+
+fn checkpoint_and_restore_on(node: &str) -> Result<()> {
+    let namespace = Namespace::new(&format!("restore-{node}"))?;
+    namespace.counter("counter", node)?;
+    let before = namespace.count("counter", "main")?;
+    let status = namespace.take("first", json!({"sourcePodName": "counter"}))?;
+    assert_ready(node, &status)?;
+    namespace.assert_source_went_on("counter", "main")?;
+    assert_restores(
+        node,
+        &archive(&status, "main"),
+        &format!("restored-{node}"),
+        before,
+    )
+}
+
+#[test]
+fn a_checkpoint_on_cgroup_v1_restores_and_the_source_goes_on() -> Result<()> {
+    checkpoint_and_restore_on("node1")
+}
+
+#[test]
+fn a_checkpoint_on_cgroup_v2_with_apparmor_restores_and_the_source_goes_on() -> Result<()> {
+    checkpoint_and_restore_on("node2")
+}
+
+#[test]
+fn each_method_takes_a_checkpoint_and_says_why_the_others_were_not_used() -> Result<()> {
+    let namespace = Namespace::new("methods")?;
+    namespace.counter("counter", "node1")?;
+    for method in ["CRI", "Kubelet", "Direct"] {
+        let before = namespace.count("counter", "main")?;
+        let name = method.to_lowercase();
+        let status = namespace.take(&name, json!({"sourcePodName": "counter", "method": method}))?;
+        assert_ready("node1", &status)?;
+        assert_eq!(status["method"], method);
+        let skipped = status["skippedMethods"].as_array().map(Vec::len);
+        assert_eq!(skipped, Some(3), "{status:#}");
+        assert_restores(
+            "node1",
+            &archive(&status, "main"),
+            &format!("restored-{name}"),
+            before,
+        )?;
+    }
+    let status = namespace.take("vm", json!({"sourcePodName": "counter", "method": "VMSnapshot"}))?;
+    assert_condition(&status, "Stalled", "True", "MethodUnavailable");
+    namespace.assert_source_went_on("counter", "main")
+}
+
+#[test]
+fn two_containers_are_one_cut_and_one_of_two_can_be_chosen() -> Result<()> {
+    let namespace = Namespace::new("two")?;
+    namespace.pod("pair", "node1", &[("left", COUNT), ("right", COUNT)])?;
+    let both = namespace.take("both", json!({"sourcePodName": "pair"}))?;
+    assert_ready("node1", &both)?;
+    assert_eq!(
+        (both["method"].as_str(), both["consistency"].as_str()),
+        (Some("Direct"), Some("Pod"))
+    );
+    assert_eq!(both["checkpointedContainers"].as_array().map(Vec::len), Some(2));
+    let one = namespace.take("one", json!({"sourcePodName": "pair", "containers": ["right"]}))?;
+    assert_ready("node1", &one)?;
+    assert_eq!(one["checkpointedContainers"][0]["name"], "right");
+    let cri = namespace.take("cri", json!({"sourcePodName": "pair", "method": "CRI"}))?;
+    assert_eq!(cri["consistency"], "PerContainer");
+    namespace.assert_source_went_on("pair", "left")?;
+    namespace.assert_source_went_on("pair", "right")
+}
+
+#[test]
+fn a_target_that_cannot_be_checkpointed_ends_with_its_reason_and_a_remedy() -> Result<()> {
+    let namespace = Namespace::new("bad-targets")?;
+    namespace.counter("counter", "node1")?;
+    let container = |command: &str| json!([{"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": ["sh", "-c", command]}]);
+    let pod = |name: &str, spec: Value| namespace.manifest("v1", "Pod", name, spec);
+    pod(
+        "pending",
+        json!({"nodeSelector": {"nowhere": "x"}, "containers": container("sleep 1000")}),
+    )?;
+    pod(
+        "done",
+        json!({"nodeName": "node1", "restartPolicy": "Never", "containers": container("true")}),
+    )?;
+    pod(
+        "crashing",
+        json!({"nodeName": "node1", "containers": container("exit 1")}),
+    )?;
+    pod(
+        "hostpid",
+        json!({"nodeName": "node1", "hostPID": true, "terminationGracePeriodSeconds": 0, "containers": container("sleep 1000")}),
+    )?;
+    let mut init = container("true");
+    init[0]["name"] = json!("setup");
+    pod(
+        "withinit",
+        json!({"nodeName": "node1", "terminationGracePeriodSeconds": 0, "initContainers": init, "containers": container("sleep 1000")}),
+    )?;
+    for running in ["hostpid", "withinit"] {
+        kubectl(&[
+            "-n",
+            &namespace.0,
+            "wait",
+            "--for=condition=Ready",
+            &format!("pod/{running}"),
+            "--timeout=60s",
+        ])?;
+    }
+    eventually(Duration::from_secs(60), || {
+        ensure!(get(&namespace.0, "pod", "done")?["status"]["phase"] == "Succeeded");
+        let crashing = get(&namespace.0, "pod", "crashing")?;
+        ensure!(
+            crashing["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+        );
+        Ok(())
+    })?;
+    let cases = [
+        ("missing", json!({"sourcePodName": "nobody"}), "PodNotFound"),
+        ("pending", json!({"sourcePodName": "pending"}), "PodNotRunning"),
+        ("done", json!({"sourcePodName": "done"}), "PodCompleted"),
+        (
+            "crashing",
+            json!({"sourcePodName": "crashing"}),
+            "ContainerNotRunning",
+        ),
+        ("hostpid", json!({"sourcePodName": "hostpid"}), "PodHostPid"),
+        (
+            "init",
+            json!({"sourcePodName": "withinit", "containers": ["setup"]}),
+            "ContainerNotRegular",
+        ),
+        (
+            "unknown",
+            json!({"sourcePodName": "counter", "containers": ["nobody"]}),
+            "ContainerNotFound",
+        ),
+        (
+            "replaced",
+            json!({"sourcePodName": "counter", "sourcePodUID": "00000000-0000-0000-0000-000000000000"}),
+            "SourcePodReplaced",
+        ),
+    ];
+    for (name, spec, reason) in cases {
+        let status = namespace.take(name, spec)?;
+        assert_condition(&status, "Stalled", "True", reason);
+        assert_eq!(status["reason"], reason);
+        assert!(
+            !status["failure"]["remedy"]
+                .as_str()
+                .unwrap_or_default()
+                .is_empty(),
+            "{status:#}"
+        );
+        let wait = [
+            "-n",
+            &namespace.0,
+            "wait",
+            "--for=condition=Stalled",
+            &format!("{KIND}/{name}"),
+            "--timeout=5s",
+        ];
+        kubectl(&wait)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn bad_specifications_are_refused_at_admission() -> Result<()> {
+    let namespace = Namespace::new("admission")?;
+    let cases = [
+        (json!({}), "sourcePodName"),
+        (json!({"sourcePodName": "../etc"}), "sourcePodName"),
+        (json!({"sourcePodName": "other/pod"}), "sourcePodName"),
+        (
+            json!({"sourcePodName": "p", "timeoutSeconds": 0}),
+            "timeoutSeconds",
+        ),
+        (
+            json!({"sourcePodName": "p", "timeoutSeconds": 3601}),
+            "timeoutSeconds",
+        ),
+        (json!({"sourcePodName": "p", "containers": []}), "containers"),
+        (
+            json!({"sourcePodName": "p", "containers": ["a", "a"]}),
+            "Duplicate",
+        ),
+        (json!({"sourcePodName": "p", "containers": ["A_b"]}), "containers"),
+        (json!({"sourcePodName": "p", "method": "Magic"}), "method"),
+    ];
+    for (spec, words) in cases {
+        let manifest = document(
+            &namespace.0,
+            "podcheckpoint.dev/v1alpha1",
+            "PodCheckpoint",
+            "bad",
+            &spec,
+        );
+        let answer = kubectl_refused(&["create", "-f", "-"], &manifest)?;
+        assert!(answer.contains(words), "{spec}: {answer}");
+    }
+    namespace.take("missing", json!({"sourcePodName": "nobody"}))?;
+    let edit = r#"{"spec":{"timeoutSeconds":5}}"#;
+    let answer = kubectl_refused(
+        &[
+            "-n",
+            &namespace.0,
+            "patch",
+            KIND,
+            "missing",
+            "--type=merge",
+            "-p",
+            edit,
+        ],
+        "",
+    )?;
+    assert!(answer.contains("spec is immutable"), "{answer}");
+    Ok(())
+}
+
+#[test]
+fn who_may_not_exec_may_not_checkpoint() -> Result<()> {
+    let namespace = Namespace::new("rbac")?;
+    let n = namespace.0.as_str();
+    kubectl(&["-n", n, "create", "serviceaccount", "user"])?;
+    let subject = format!("--serviceaccount={n}:user");
+    kubectl(&[
+        "-n",
+        n,
+        "create",
+        "rolebinding",
+        "edit",
+        "--clusterrole=podcheckpoint-editor",
+        &subject,
+    ])?;
+    let user = format!("--as=system:serviceaccount:{n}:user");
+    let manifest = document(
+        n,
+        "podcheckpoint.dev/v1alpha1",
+        "PodCheckpoint",
+        "mine",
+        &json!({"sourcePodName": "p"}),
+    );
+    let answer = kubectl_refused(&["create", "-f", "-", &user], &manifest)?;
+    assert!(answer.contains("pods/exec"), "{answer}");
+    kubectl(&[
+        "-n",
+        n,
+        "create",
+        "role",
+        "exec",
+        "--verb=create",
+        "--resource=pods/exec",
+        "--resource-name=p",
+    ])?;
+    kubectl(&["-n", n, "create", "rolebinding", "exec", "--role=exec", &subject])?;
+    eventually(Duration::from_secs(10), || {
+        let answer = kubectl_refused(&["create", "-f", "-", &user], &manifest);
+        // It is refused no more, so expecting a refusal fails.
+        ensure!(answer.is_err() || get(n, KIND, "mine").is_ok(), "still refused");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_agents_token_cannot_touch_an_object_of_another_node() -> Result<()> {
+    let namespace = Namespace::new("agent-token")?;
+    namespace.counter("counter", "node1")?;
+    namespace.take("first", json!({"sourcePodName": "counter"}))?;
+    let patch = r#"{"status":{"frozen":"forged"}}"#;
+    let act = |node: &str| {
+        let extra = format!("--as-user-extra=authentication.kubernetes.io/node-name={node}");
+        let user = "--as=system:serviceaccount:podcheckpoint-system:podcheckpoint-agent";
+        let arguments = [
+            "-n",
+            &namespace.0,
+            "patch",
+            KIND,
+            "first",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            patch,
+            user,
+            &extra,
+        ];
+        kubectl(&arguments)
+    };
+    let refused = format!(
+        "{:#}",
+        act("node2").expect_err("an agent of node2 wrote to an object of node1")
+    );
+    assert!(refused.contains("node2"), "{refused}");
+    act("node1").map(drop)
+}
+
+#[test]
+fn an_archive_goes_with_its_object_unless_it_is_to_be_kept() -> Result<()> {
+    let namespace = Namespace::new("deletion")?;
+    namespace.counter("counter", "node1")?;
+    for (policy, kept) in [("Delete", false), ("Retain", true)] {
+        let name = policy.to_lowercase();
+        let status = namespace.take(
+            &name,
+            json!({"sourcePodName": "counter", "deletionPolicy": policy}),
+        )?;
+        let path = archive(&status, "main");
+        kubectl(&["-n", &namespace.0, "delete", KIND, &name, "--timeout=30s"])?;
+        assert_eq!(
+            on_node("node1", &format!("test -e {path}")).is_ok(),
+            kept,
+            "{policy}"
+        );
+        on_node("node1", &format!("rm -rf $(dirname {path})"))?;
+    }
+    let status = namespace.take(
+        "short",
+        json!({"sourcePodName": "counter", "ttlSecondsAfterFinished": 1}),
+    )?;
+    assert_condition(&status, "Ready", "True", "CheckpointCompleted");
+    eventually(Duration::from_secs(20), || {
+        ensure!(
+            get(&namespace.0, KIND, "short").is_err(),
+            "outlived its time to live"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn validate_only_takes_nothing() -> Result<()> {
+    let namespace = Namespace::new("validate")?;
+    namespace.counter("counter", "node1")?;
+    let status = namespace.take("look", json!({"sourcePodName": "counter", "validateOnly": true}))?;
+    assert_condition(&status, "Ready", "True", "ValidationCompleted");
+    assert!(
+        status["checkpointLocation"].is_null() && status["frozen"].is_null(),
+        "{status:#}"
+    );
+    Ok(())
+}
+
+/// Memory that makes a dump last long enough to be interrupted: random, so that no page is left out.
+const HEAVY: &str = "dd if=/dev/urandom of=/dev/shm/x bs=1M count=300 2>/dev/null; i=0; while true; do i=$((i+1)); echo $i > /tmp/n; sleep 0.1; done";
+
+fn agents_pid() -> Result<String> {
+    let pid = on_node("node1", "pgrep -f '^/podcheckpoint-agent run'")?;
+    pid.split_whitespace()
+        .next()
+        .map(str::to_owned)
+        .context("no agent runs")
+}
+
+fn killed_agent(namespace: &Namespace, name: &str, method: &str, after: Duration) -> Result<()> {
+    namespace.checkpoint(
+        name,
+        json!({"sourcePodName": "heavy", "method": method, "timeoutSeconds": 60}),
+    )?;
+    eventually(Duration::from_secs(20), || {
+        ensure!(get(&namespace.0, KIND, name)?["status"]["archiveState"] == "Writing");
+        Ok(())
+    })?;
+    std::thread::sleep(after);
+    on_node("node1", &format!("kill -KILL {}", agents_pid()?))?;
+    std::thread::sleep(Duration::from_secs(1));
+    // I1, from the kernel: no process of the container is frozen, stopped or traced.
+    let uid = get(&namespace.0, "pod", "heavy")?["metadata"]["uid"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    let look = format!(
+        "for f in $(find /sys/fs/cgroup/freezer -path '*pod{uid}*' -name freezer.state); do cat $f; done | sort -u
+         for p in $(find /sys/fs/cgroup/freezer -path '*pod{uid}*' -name cgroup.procs -exec cat {{}} +); do
+           grep -E '^(State|TracerPid)' /proc/$p/status; done | sort -u"
+    );
+    let seen = on_node("node1", &look)?;
+    ensure!(
+        !seen.contains("FROZEN") && !seen.contains("FREEZING"),
+        "frozen: {seen}"
+    );
+    ensure!(!seen.contains("T (") && !seen.contains("t ("), "stopped: {seen}");
+    ensure!(
+        seen.lines()
+            .filter(|l| l.starts_with("TracerPid"))
+            .all(|l| l.ends_with("\t0")),
+        "traced: {seen}"
+    );
+    let status = namespace.ended(name)?;
+    let (stalled, reason) = condition(&status, "Stalled");
+    let finished_before = condition(&status, "Ready").0 == "True";
+    ensure!(
+        finished_before || (stalled == "True" && reason == "AgentInterrupted"),
+        "{status:#}"
+    );
+    namespace.assert_source_went_on("heavy", "main")
+}
+
+#[test]
+fn a_killed_agent_leaves_the_target_running_and_never_dumps_twice() -> Result<()> {
+    let namespace = Namespace::new("agent-killed")?;
+    namespace.pod("heavy", "node1", &[("main", HEAVY)])?;
+    namespace.count("heavy", "main")?;
+    for (number, milliseconds) in [0, 150, 500].into_iter().enumerate() {
+        for method in ["CRI", "Direct"] {
+            let name = format!("{}-{number}", method.to_lowercase());
+            killed_agent(&namespace, &name, method, Duration::from_millis(milliseconds)).context(name)?;
+        }
+    }
+    let status = namespace.take("after", json!({"sourcePodName": "heavy"}))?;
+    assert_ready("node1", &status)
+}
+
+#[test]
+fn a_killed_controller_finishes_the_checkpoint_once() -> Result<()> {
+    let namespace = Namespace::new("controller-killed")?;
+    namespace.pod("heavy", "node1", &[("main", HEAVY)])?;
+    namespace.checkpoint("first", json!({"sourcePodName": "heavy"}))?;
+    on_node("node1", "kill -KILL $(pgrep -f '^/podcheckpoint-controller')")?;
+    let status = namespace.ended("first")?;
+    assert_ready("node1", &status)?;
+    namespace.assert_source_went_on("heavy", "main")
+}
+
+#[test]
+fn a_deadline_ends_the_dump_and_the_target_runs() -> Result<()> {
+    let namespace = Namespace::new("deadline")?;
+    namespace.pod("heavy", "node1", &[("main", HEAVY)])?;
+    namespace.count("heavy", "main")?;
+    let status = namespace.take("late", json!({"sourcePodName": "heavy", "timeoutSeconds": 1}))?;
+    if condition(&status, "Ready").0 != "True" {
+        assert_condition(&status, "Stalled", "True", "DeadlineExceeded");
+        assert_condition(&status, "SourceRunning", "True", "SourceRuns");
+    }
+    namespace.assert_source_went_on("heavy", "main")
+}
+
+#[test]
+fn two_checkpoints_of_one_pod_at_once_never_dump_at_the_same_time() -> Result<()> {
+    let namespace = Namespace::new("at-once")?;
+    namespace.pod("heavy", "node1", &[("main", HEAVY)])?;
+    namespace.count("heavy", "main")?;
+    for name in ["one", "other"] {
+        namespace.checkpoint(name, json!({"sourcePodName": "heavy"}))?;
+    }
+    let ends = [namespace.ended("one")?, namespace.ended("other")?];
+    let reasons: Vec<_> = ends
+        .iter()
+        .map(|s| s["reason"].as_str().unwrap_or_default())
+        .collect();
+    assert!(reasons.contains(&"CheckpointCompleted"), "{reasons:?}");
+    assert!(
+        reasons
+            .iter()
+            .all(|r| ["CheckpointCompleted", "TargetBusy"].contains(r)),
+        "{reasons:?}"
+    );
+    namespace.assert_source_went_on("heavy", "main")
+}
