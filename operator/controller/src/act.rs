@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event as KubeEvent, EventType, Recorder};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -12,11 +12,15 @@ use serde_json::json;
 use crate::agent_pod;
 use crate::config::Config;
 use crate::plan::{Action, Event};
+use crate::target::Target;
+
+/// The longest note that the API server takes.
+const LONGEST_NOTE: usize = 1000;
 
 /// Why an action did not succeed.
 #[derive(Debug, thiserror::Error)]
-pub enum ActError {
-    /// The object has changed since it was observed.
+pub(crate) enum ActError {
+    /// The object has changed since it was observed, or is gone.
     #[error("the object has changed meanwhile")]
     Conflict,
     /// The API server refuses the agent's pod.
@@ -24,72 +28,50 @@ pub enum ActError {
     AgentDenied(String),
     /// The API server could not be asked, or refused.
     #[error("the API server did not carry out an action")]
-    Api(#[source] kube::Error),
+    Api(#[source] Box<kube::Error>),
 }
 
 impl From<kube::Error> for ActError {
     fn from(error: kube::Error) -> Self {
         match &error {
             kube::Error::Api(status) if status.code == 409 || status.code == 404 => Self::Conflict,
-            _ => Self::Api(error),
+            _ => Self::Api(Box::new(error)),
         }
     }
 }
 
 /// Where things are written.
 #[derive(Clone)]
-pub struct Writer {
+pub(crate) struct Hand {
     /// API server.
-    pub client: Client,
+    pub(crate) client: Client,
     /// Says what happens.
-    pub recorder: Recorder,
+    pub(crate) recorder: Recorder,
     /// Namespace of the operator.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Configuration.
-    pub config: Arc<Config>,
+    pub(crate) config: Arc<Config>,
 }
 
-impl Writer {
+impl Hand {
     /// Carries out actions in their order.
     ///
     /// # Errors
     /// At the first that fails; what was done stays done.
-    pub async fn act(&self, object: &PodCheckpoint, actions: Vec<Action>) -> Result<(), ActError> {
+    pub(crate) async fn act(&self, object: &PodCheckpoint, actions: &[Action]) -> Result<(), ActError> {
         let api: Api<PodCheckpoint> =
             Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
         // Every write names the version that it is based on; a write of ours moves it on.
         let mut version = object.resource_version().unwrap_or_default();
         for action in actions {
             match action {
-                Action::AddFinalizer => {
-                    let finalizers = [object.finalizers(), &[FINALIZER.to_owned()]].concat();
-                    version = set_finalizers(&api, object, &version, &finalizers).await?;
-                }
-                Action::RemoveFinalizer => {
-                    let finalizers: Vec<_> = object
-                        .finalizers()
-                        .iter()
-                        .filter(|f| *f != FINALIZER)
-                        .cloned()
-                        .collect();
-                    version = set_finalizers(&api, object, &version, &finalizers).await?;
-                }
-                Action::WriteStatus(status) => {
-                    version = write_status(&api, object, &version, &status).await?
-                }
-                Action::EnsureAgent(node) => self.ensure_agent(&node).await?,
-                Action::DeleteObject => {
-                    let preconditions = Preconditions {
-                        uid: object.uid(),
-                        resource_version: None,
-                    };
-                    let parameters = DeleteParams {
-                        preconditions: Some(preconditions),
-                        ..Default::default()
-                    };
-                    api.delete(&object.name_any(), &parameters).await?;
-                }
-                Action::Announce(event) => self.announce(object, &event).await,
+                Action::AddFinalizer => version = set_finalizer(&api, object, &version, true).await?,
+                Action::RemoveFinalizer => version = set_finalizer(&api, object, &version, false).await?,
+                Action::WriteStatus(status) => version = write_status(&api, object, &version, status).await?,
+                Action::EnsureAgent(node) => self.ensure_agent(node).await?,
+                Action::DeleteAgent(pod) => self.delete_agent(pod).await?,
+                Action::DeleteObject => delete(&api, object).await?,
+                Action::Announce(event) => self.announce(object, event),
             }
         }
         Ok(())
@@ -98,25 +80,20 @@ impl Writer {
     async fn ensure_agent(&self, node: &str) -> Result<(), ActError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pod = agent_pod::build(&self.config.agent, &self.namespace, node);
-        match api
-            .create(
-                &PostParams {
-                    field_manager: Some(CONTROLLER_MANAGER.into()),
-                    ..Default::default()
-                },
-                &pod,
-            )
-            .await
-        {
+        let parameters = PostParams {
+            field_manager: Some(CONTROLLER_MANAGER.into()),
+            ..Default::default()
+        };
+        match api.create(&parameters, &pod).await {
             Ok(_) => {
                 tracing::info!(node, pod = pod.name_any(), "agent launched");
                 Ok(())
             }
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
+            Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => Ok(()),
+            Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 404 | 422) => {
                 Err(ActError::AgentDenied(status.message.clone()))
             }
-            Err(error) => Err(ActError::Api(error)),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -124,53 +101,132 @@ impl Writer {
     ///
     /// # Errors
     /// When the API server refuses.
-    pub async fn delete_agent(&self, pod: &Pod) -> Result<(), ActError> {
+    pub(crate) async fn delete_agent(&self, pod: &Pod) -> Result<(), ActError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let preconditions = Preconditions {
-            uid: pod.uid(),
-            resource_version: None,
-        };
-        let parameters = DeleteParams {
-            preconditions: Some(preconditions),
-            ..Default::default()
-        };
-        api.delete(&pod.name_any(), &parameters).await?;
-        tracing::info!(pod = pod.name_any(), "agent ended");
+        match delete(&api, pod).await {
+            Ok(()) => tracing::info!(pod = pod.name_any(), "agent deleted"),
+            // It is gone already, or another one has its name.
+            Err(ActError::Conflict) => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
-    /// An event that cannot be written is logged and not tried again: the status says the same.
-    async fn announce(&self, object: &PodCheckpoint, event: &Event) {
-        let (type_, reason, note) = match event {
-            Event::Started(note) => (EventType::Normal, "CheckpointStarted", note.clone()),
-            Event::Succeeded(note) => (EventType::Normal, "CheckpointSucceeded", note.clone()),
-            Event::Failed { reason, message } => (
-                EventType::Warning,
-                "CheckpointFailed",
-                format!("{reason}: {message}"),
-            ),
-        };
-        // The API server refuses longer notes.
-        let note: String = note.chars().take(1000).collect();
-        let event = KubeEvent {
-            type_,
-            reason: reason.into(),
-            note: Some(note),
-            action: "Checkpoint".into(),
-            secondary: None,
-        };
-        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
-            tracing::warn!(%error, reason, "event not written");
+    /// Events are written beside the work: one that cannot be written is logged and not tried again, since the status
+    /// says the same.
+    fn announce(&self, object: &PodCheckpoint, event: &Event) {
+        for (event, about) in kube_events(object, event) {
+            let recorder = self.recorder.clone();
+            tokio::spawn(async move {
+                if let Err(error) = recorder.publish(&event, &about).await {
+                    tracing::warn!(%error, reason = event.reason, name = about.name, "event not written");
+                }
+            });
+        }
+        log(object, event);
+    }
+}
+
+fn log(object: &PodCheckpoint, event: &Event) {
+    let (name, namespace) = (object.name_any(), object.namespace());
+    match event {
+        Event::Started(target) => {
+            tracing::info!(name, namespace, node = target.node, pod_uid = target.uid, "bound")
+        }
+        Event::Succeeded { reason, .. } => tracing::info!(name, namespace, %reason, "succeeded"),
+        Event::Failed { reason, message } => {
+            tracing::info!(name, namespace, %reason, cause = message, "failed")
         }
     }
 }
 
-async fn set_finalizers(
+fn kube_events(object: &PodCheckpoint, event: &Event) -> Vec<(KubeEvent, ObjectReference)> {
+    let this = object.object_ref(&());
+    match event {
+        Event::Started(target) => {
+            let pod = pod_reference(object, target);
+            let note = format!(
+                "Checkpoint of pod {} on node {}",
+                object.spec.source_pod_name, target.node
+            );
+            let about_pod = format!(
+                "PodCheckpoint {} takes a checkpoint of this pod",
+                object.name_any()
+            );
+            vec![
+                (
+                    kube_event(EventType::Normal, "CheckpointStarted", note, Some(pod.clone())),
+                    this.clone(),
+                ),
+                (
+                    kube_event(EventType::Normal, "CheckpointingPod", about_pod, Some(this)),
+                    pod,
+                ),
+            ]
+        }
+        Event::Succeeded { message, .. } => {
+            vec![(
+                kube_event(EventType::Normal, "CheckpointSucceeded", message.clone(), None),
+                this,
+            )]
+        }
+        Event::Failed { reason, message } => {
+            let note = format!("{reason}: {message}");
+            vec![(
+                kube_event(EventType::Warning, "CheckpointFailed", note, None),
+                this,
+            )]
+        }
+    }
+}
+
+fn kube_event(type_: EventType, reason: &str, note: String, secondary: Option<ObjectReference>) -> KubeEvent {
+    KubeEvent {
+        type_,
+        reason: reason.into(),
+        note: Some(note.chars().take(LONGEST_NOTE).collect()),
+        action: "Checkpoint".into(),
+        secondary,
+    }
+}
+
+fn pod_reference(object: &PodCheckpoint, target: &Target) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        name: Some(object.spec.source_pod_name.clone()),
+        namespace: object.namespace(),
+        uid: Some(target.uid.clone()),
+        ..Default::default()
+    }
+}
+
+/// Deletes the very object that was observed, and none that has taken its name since.
+async fn delete<K>(api: &Api<K>, object: &K) -> Result<(), ActError>
+where
+    K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let preconditions = Preconditions {
+        uid: object.uid(),
+        resource_version: None,
+    };
+    let parameters = DeleteParams {
+        preconditions: Some(preconditions),
+        ..Default::default()
+    };
+    api.delete(&object.name_any(), &parameters).await?;
+    Ok(())
+}
+
+async fn set_finalizer(
     api: &Api<PodCheckpoint>,
     object: &PodCheckpoint,
     version: &str,
-    finalizers: &[String],
+    present: bool,
 ) -> Result<String, ActError> {
+    let mut finalizers = object.finalizers().to_vec();
+    finalizers.retain(|f| f != FINALIZER);
+    finalizers.extend(present.then(|| FINALIZER.to_owned()));
     let patch = json!({ "metadata": { "resourceVersion": version, "finalizers": finalizers } });
     let parameters = PatchParams {
         field_manager: Some(CONTROLLER_MANAGER.into()),
@@ -191,7 +247,7 @@ async fn write_status(
     let patch = json!({
         "apiVersion": PodCheckpoint::api_version(&()),
         "kind": PodCheckpoint::kind(&()),
-        "metadata": { "name": object.name_any(), "resourceVersion": version },
+        "metadata": { "name": object.name_any(), "uid": object.uid(), "resourceVersion": version },
         "status": status,
     });
     let parameters = PatchParams::apply(CONTROLLER_MANAGER).force();

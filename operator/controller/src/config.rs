@@ -6,61 +6,106 @@ use serde::Deserialize;
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// How agents are launched.
-    pub agent: AgentConfig,
+    pub(crate) agent: AgentConfig,
 }
 
-/// How agents are launched.
+/// How agents are launched. Only the image has no default.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AgentConfig {
+pub(crate) struct AgentConfig {
     /// Image.
-    pub image: String,
+    pub(crate) image: String,
     /// Pull policy.
-    pub image_pull_policy: String,
+    #[serde(default = "default_pull_policy")]
+    pub(crate) image_pull_policy: String,
     /// Names of pull secrets in the operator's namespace.
     #[serde(default)]
-    pub image_pull_secrets: Vec<String>,
+    pub(crate) image_pull_secrets: Vec<String>,
     /// ServiceAccount in the operator's namespace.
-    pub service_account_name: String,
+    #[serde(default = "default_service_account")]
+    pub(crate) service_account_name: String,
     /// Priority class; empty is none.
     #[serde(default)]
-    pub priority_class_name: String,
+    pub(crate) priority_class_name: String,
     /// Requests and limits.
     #[serde(default)]
-    pub resources: ResourceRequirements,
+    pub(crate) resources: ResourceRequirements,
     /// Folder of all archives on each node.
-    pub archive_root: String,
+    #[serde(default = "default_archive_root")]
+    pub(crate) archive_root: String,
     /// CRI socket on each node; empty lets the agent find it.
     #[serde(default)]
-    pub runtime_socket: String,
+    pub(crate) runtime_socket: String,
     /// Whether and how the agent asks the kubelet.
-    pub kubelet: KubeletConfig,
+    #[serde(default)]
+    pub(crate) kubelet: KubeletConfig,
     /// Seconds that an agent stays after the last operation of its node; 0: none, negative: for ever.
-    pub idle_timeout_seconds: i64,
+    #[serde(default = "default_idle_timeout")]
+    pub(crate) idle_timeout_seconds: i64,
     /// Seconds that an agent may take to start.
-    pub start_timeout_seconds: i64,
+    #[serde(default = "default_start_timeout")]
+    pub(crate) start_timeout_seconds: i64,
     /// Log filter.
-    pub log_level: String,
+    #[serde(default = "default_log_level")]
+    pub(crate) log_level: String,
     /// json or text.
-    pub log_format: String,
+    #[serde(default = "default_log_format")]
+    pub(crate) log_format: String,
     /// Further tolerations; agents tolerate everything already.
     #[serde(default)]
-    pub extra_tolerations: Vec<Toleration>,
+    pub(crate) extra_tolerations: Vec<Toleration>,
 }
 
 /// Whether and how the agent asks the kubelet.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct KubeletConfig {
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct KubeletConfig {
     /// Whether the method Kubelet may be used.
-    pub enabled: bool,
+    pub(crate) enabled: bool,
     /// Port of the kubelet.
-    pub port: u16,
+    pub(crate) port: u16,
     /// Authority of its certificate, PEM; empty is the cluster's.
-    #[serde(default)]
-    pub ca_bundle: String,
+    pub(crate) ca_bundle: String,
+}
+
+impl Default for KubeletConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            port: 10250,
+            ca_bundle: String::new(),
+        }
+    }
+}
+
+fn default_pull_policy() -> String {
+    "IfNotPresent".into()
+}
+
+fn default_service_account() -> String {
+    "podcheckpoint-agent".into()
+}
+
+fn default_archive_root() -> String {
+    "/var/lib/podcheckpoint".into()
+}
+
+fn default_idle_timeout() -> i64 {
+    300
+}
+
+fn default_start_timeout() -> i64 {
+    60
+}
+
+fn default_log_level() -> String {
+    "info".into()
+}
+
+fn default_log_format() -> String {
+    "json".into()
 }
 
 #[cfg(test)]
@@ -71,5 +116,24 @@ mod tests {
     fn a_misspelt_key_is_refused() {
         let error = serde_saphyr::from_str::<Config>("agent: {imag: x}").unwrap_err();
         assert!(error.to_string().contains("imag"), "{error}");
+    }
+
+    #[test]
+    fn an_image_is_enough() {
+        let config: Config = serde_saphyr::from_str("agent: {image: 'agent:1'}").unwrap();
+        assert_eq!(config.agent.start_timeout_seconds, 60);
+        assert!(config.agent.kubelet.enabled);
+    }
+
+    #[test]
+    fn resources_and_tolerations_are_those_of_kubernetes() {
+        let text = "
+agent:
+  image: agent:1
+  resources: {requests: {cpu: 10m, memory: 16Mi}}
+  extraTolerations: [{key: gpu, operator: Exists}]
+";
+        let config: Config = serde_saphyr::from_str(text).unwrap();
+        assert_eq!(config.agent.resources.requests.unwrap()["cpu"].0, "10m");
     }
 }

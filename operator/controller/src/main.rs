@@ -1,16 +1,22 @@
 //! The controller: reconciles PodCheckpoints.
 //!
-//! `observe` reads, `plan` decides (pure), `act` writes; `reconcile` ties them to the watches.
+//! `observe` reads, `plan` decides (pure, with `target`, `summary` and `agents`), `act` writes; `reconcile` ties them to
+//! the watches.
 
 #![forbid(unsafe_code)]
 
 mod act;
 mod agent_pod;
+mod agents;
 mod config;
+mod http;
+mod leader;
 mod metrics;
 mod observe;
 mod plan;
 mod reconcile;
+mod summary;
+mod target;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,23 +24,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::get;
 use clap::{Parser, ValueEnum};
-use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::{WatchStreamExt, reflector, watcher};
-use kube::{Api, Client};
-use kube_lease_manager::LeaseManagerBuilder;
+use kube::runtime::reflector;
+use podcheckpoint_crds::CONTROLLER_MANAGER;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::act::Writer;
-use crate::agent_pod::COMPONENT;
+use crate::act::Hand;
+use crate::config::Config;
+use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::observe::Reader;
+use crate::plan::Settings;
 use crate::reconcile::Shared;
 
 /// Reconciles PodCheckpoints: binds them to nodes, launches agents and sums up what they report.
@@ -51,11 +54,14 @@ struct Cli {
     #[arg(long, env = "POD_NAMESPACE")]
     namespace: String,
     /// Name of this replica in the lease.
-    #[arg(long, env = "POD_NAME", default_value = "podcheckpoint-controller")]
+    #[arg(long, env = "POD_NAME", default_value = CONTROLLER_MANAGER)]
     identity: String,
+    /// Work only while holding the lease; this is the default.
+    #[arg(long, overrides_with = "no_leader_elect")]
+    leader_elect: bool,
     /// Work without a lease. Only safe when there is one replica.
-    #[arg(long)]
-    no_leader_election: bool,
+    #[arg(long, overrides_with = "leader_elect")]
+    no_leader_elect: bool,
     /// How the log is written.
     #[arg(long, value_enum, default_value_t = LogFormat::Json)]
     log_format: LogFormat,
@@ -70,48 +76,37 @@ enum LogFormat {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
-    match cli.log_format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.init(),
-    }
-    let text =
-        std::fs::read_to_string(&cli.config).with_context(|| format!("reading {}", cli.config.display()))?;
-    let config: config::Config = serde_saphyr::from_str(&text).context("reading the configuration")?;
+    init_log(cli.log_format);
+    let config = read_config(&cli)?;
     let client = Client::try_default().await.context("finding the API server")?;
     let metrics = Metrics::default();
     let ready = Arc::new(AtomicBool::new(false));
-    let mut terminate = signal(SignalKind::terminate())?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("asked to end");
+    };
     tokio::select! {
-        result = serve_http(cli.http_address, metrics.clone(), ready.clone()) => result,
-        result = lead(&cli, client, config, metrics, ready) => result,
-        _ = terminate.recv() => {
-            tracing::info!("asked to end");
-            Ok(())
+        result = http::serve(cli.http_address, metrics.clone(), ready.clone()) => {
+            result.with_context(|| format!("serving HTTP on {}", cli.http_address))
         }
+        result = lead(&cli, client, config, metrics, &ready, stop) => result,
     }
 }
 
-async fn serve_http(address: SocketAddr, metrics: Metrics, ready: Arc<AtomicBool>) -> anyhow::Result<()> {
-    let readiness = move || async move {
-        if ready.load(Ordering::Relaxed) {
-            (StatusCode::OK, "ready")
-        } else {
-            (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the API server has not been reached yet",
-            )
-        }
-    };
-    let router = Router::new()
-        .route("/healthz", get(|| async { "alive" }))
-        .route("/readyz", get(readiness))
-        .route("/metrics", get(move || async move { metrics.text() }));
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listening on {address}"))?;
-    axum::serve(listener, router).await.context("serving HTTP")
+fn init_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    match format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.init(),
+    }
+}
+
+fn read_config(cli: &Cli) -> anyhow::Result<Config> {
+    let path = cli.config.display();
+    let text = std::fs::read_to_string(&cli.config).with_context(|| format!("reading {path}"))?;
+    serde_saphyr::from_str(&text).with_context(|| format!("understanding {path}"))
 }
 
 /// Works while this replica leads. A lost lease ends the process: another replica works now, and what is under way
@@ -119,71 +114,76 @@ async fn serve_http(address: SocketAddr, metrics: Metrics, ready: Arc<AtomicBool
 async fn lead(
     cli: &Cli,
     client: Client,
-    config: config::Config,
+    config: Config,
     metrics: Metrics,
-    ready: Arc<AtomicBool>,
+    ready: &AtomicBool,
+    stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    client
+    let mut stop = std::pin::pin!(stop);
+    let version = client
         .apiserver_version()
         .await
         .context("asking the API server")?;
     ready.store(true, Ordering::Relaxed);
-    if cli.no_leader_election {
+    tracing::info!(
+        kubernetes = version.git_version,
+        version = env!("CARGO_PKG_VERSION"),
+        "started"
+    );
+    if cli.no_leader_elect {
         metrics.leader.set(1);
-        work(cli, client, config, metrics).await;
-        return Ok(());
+        return tokio::select! {
+            () = work(cli, client, config, metrics.clone()) => anyhow::bail!("the watches have ended"),
+            () = &mut stop => Ok(()),
+        };
     }
-    let manager = LeaseManagerBuilder::new(client.clone(), "podcheckpoint-controller")
-        .with_namespace(&cli.namespace)
-        .with_identity(&cli.identity)
-        .build()
-        .await
-        .context("preparing the lease")?;
-    let (mut leads, _task) = manager.watch().await;
-    leads
-        .wait_for(|leads| *leads)
-        .await
-        .context("waiting for the lease")?;
+    let leadership = Leadership::prepare(&cli.namespace, &cli.identity).await?;
+    tokio::select! {
+        gained = leadership.gained() => gained?,
+        () = &mut stop => return Ok(()),
+    }
     tracing::info!(identity = cli.identity, "leading");
     metrics.leader.set(1);
     tokio::select! {
-        () = work(cli, client, config, metrics.clone()) => Ok(()),
-        _ = leads.wait_for(|leads| !*leads) => {
+        lost = leadership.lost() => {
             metrics.leader.set(0);
+            lost?;
             anyhow::bail!("the lease was lost; another replica leads")
+        }
+        () = work(cli, client, config, metrics.clone()) => anyhow::bail!("the watches have ended"),
+        () = &mut stop => {
+            leadership.release().await;
+            Ok(())
         }
     }
 }
 
-async fn work(cli: &Cli, client: Client, config: config::Config, metrics: Metrics) {
-    let config = Arc::new(config);
-    let namespace = cli.namespace.clone();
-    let (agents, writer) = reflector::store();
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-    let mine = watcher::Config::default().labels(&format!("{}={}", COMPONENT.0, COMPONENT.1));
-    let cache = watcher(pods, mine)
-        .default_backoff()
-        .modify(|pod| pod.metadata.managed_fields = None)
-        .reflect(writer)
-        .boxed();
+async fn work(cli: &Cli, client: Client, config: Config, metrics: Metrics) {
+    let (agents, agents_writer) = reflector::store();
+    let settings = Settings {
+        namespace: cli.namespace.clone(),
+        start_timeout: config.agent.start_timeout_seconds,
+        idle_timeout: config.agent.idle_timeout_seconds,
+        template: agent_pod::template(&config.agent),
+    };
     let reporter = Reporter {
-        controller: "podcheckpoint-controller".into(),
+        controller: CONTROLLER_MANAGER.into(),
         instance: Some(cli.identity.clone()),
     };
     let shared = Shared {
         reader: Reader {
             client: client.clone(),
             agents,
-            namespace: namespace.clone(),
-            config: config.clone(),
+            settings,
         },
-        writer: Writer {
+        hand: Hand {
             client: client.clone(),
             recorder: Recorder::new(client.clone(), reporter),
-            namespace,
-            config,
+            namespace: cli.namespace.clone(),
+            config: Arc::new(config),
         },
         metrics,
+        failures: Default::default(),
     };
-    reconcile::run(client, Arc::new(shared), cache).await;
+    reconcile::run(client, Arc::new(shared), agents_writer).await;
 }

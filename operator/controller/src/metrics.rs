@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
-use podcheckpoint_crds::{PodCheckpoint, Reason};
+use k8s_openapi::jiff::Timestamp;
+use podcheckpoint_crds::PodCheckpoint;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -13,6 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::plan::{Action, Event};
+use crate::reconcile::Class;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {
@@ -21,84 +23,108 @@ struct Ended {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Class {
+struct ErrorClass {
     class: &'static str,
 }
 
 /// The metrics of the controller.
 #[derive(Clone)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Arc<Registry>,
     operations: Family<Ended, Counter>,
     seconds: Histogram,
-    errors: Family<Class, Counter>,
+    errors: Family<ErrorClass, Counter>,
+    /// Operations that are bound and have not ended.
+    pub(crate) in_progress: Gauge<i64, AtomicI64>,
     /// 1 while this replica leads.
-    pub leader: Gauge<i64, AtomicI64>,
+    pub(crate) leader: Gauge<i64, AtomicI64>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("podcheckpoint");
-        let operations = Family::default();
-        let seconds = Histogram::new([
-            0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0,
-        ]);
-        let errors = Family::default();
-        let leader = Gauge::default();
+        let metrics = Self {
+            registry: Arc::default(),
+            operations: Family::default(),
+            seconds: Histogram::new([
+                0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0,
+            ]),
+            errors: Family::default(),
+            in_progress: Gauge::default(),
+            leader: Gauge::default(),
+        };
+        let operations = metrics.operations.clone();
         registry.register(
             "operations",
             "PodCheckpoints that ended, by result and root cause",
-            operations.clone(),
+            operations,
         );
-        registry.register("duration_seconds", "From the binding to the end", seconds.clone());
-        registry.register("reconcile_errors", "Passes that failed, by class", errors.clone());
-        registry.register("leader", "1 while this replica leads", leader.clone());
+        registry.register(
+            "duration_seconds",
+            "From the binding to the end",
+            metrics.seconds.clone(),
+        );
+        registry.register("in_progress", "Operations under way", metrics.in_progress.clone());
+        registry.register(
+            "reconcile_errors",
+            "Passes that failed, by class",
+            metrics.errors.clone(),
+        );
+        registry.register("leader", "1 while this replica leads", metrics.leader.clone());
         Self {
             registry: Arc::new(registry),
-            operations,
-            seconds,
-            errors,
-            leader,
+            ..metrics
         }
     }
 }
 
 impl Metrics {
-    /// Counts an end, if the actions hold one.
-    pub fn count(&self, object: &PodCheckpoint, actions: &[Action]) {
-        for action in actions {
-            let ended = match action {
-                Action::Announce(Event::Succeeded(_)) => Ended {
-                    result: "succeeded",
-                    reason: "",
-                },
-                Action::Announce(Event::Failed { reason, .. }) => Ended {
-                    result: "failed",
-                    reason: Reason::parse(reason).unwrap_or(Reason::DumpFailed).as_str(),
-                },
-                _ => continue,
-            };
-            self.operations.get_or_create(&ended).inc();
+    /// Counts an end, if the actions that were carried out hold one.
+    pub(crate) fn count(&self, object: &PodCheckpoint, actions: &[Action], now: Timestamp) {
+        let ends = actions.iter().filter_map(|action| match action {
+            Action::Announce(Event::Succeeded { reason, .. }) => Some(("succeeded", reason)),
+            Action::Announce(Event::Failed { reason, .. }) => Some(("failed", reason)),
+            _ => None,
+        });
+        for (result, reason) in ends {
+            let reason = reason.as_str();
+            self.operations.get_or_create(&Ended { result, reason }).inc();
             if let Some(start) = object.status.as_ref().and_then(|s| s.start_time.as_ref()) {
-                self.seconds.observe(
-                    k8s_openapi::jiff::Timestamp::now()
-                        .duration_since(start.0)
-                        .as_secs_f64(),
-                );
+                self.seconds.observe(now.duration_since(start.0).as_secs_f64());
             }
         }
     }
 
     /// Counts a failed pass.
-    pub fn error(&self, class: &'static str) {
-        self.errors.get_or_create(&Class { class }).inc();
+    pub(crate) fn error(&self, class: Class) {
+        let class = class.as_str();
+        self.errors.get_or_create(&ErrorClass { class }).inc();
     }
 
     /// Everything in the text format of OpenMetrics.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podcheckpoint_crds::{PodCheckpointSpec, Reason};
+
+    #[test]
+    fn an_end_is_counted_by_its_root_cause() {
+        let metrics = Metrics::default();
+        let object = PodCheckpoint::new("a", PodCheckpointSpec::default());
+        let failed = Event::Failed {
+            reason: Reason::CriuMissing,
+            message: "no criu".into(),
+        };
+        metrics.count(&object, &[Action::Announce(failed)], Timestamp::UNIX_EPOCH);
+        let line = "podcheckpoint_operations_total{result=\"failed\",reason=\"CriuMissing\"} 1";
+        assert!(metrics.text().contains(line), "{}", metrics.text());
     }
 }

@@ -3,7 +3,9 @@ use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateWaiting, ContainerStatus, NodeCondition, NodeStatus,
     PodSpec, PodStatus,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use podcheckpoint_crds::PodCheckpointSpec;
+use podcheckpoint_crds::conditions::{Verdict, condition};
 
 const NOW: i64 = 1_000_000;
 
@@ -90,8 +92,12 @@ fn world() -> World {
         node: Some(node("True")),
         agent: None,
         agent_denied: None,
-        operator_namespace: "ops".into(),
-        start_timeout: 60,
+        settings: Settings {
+            namespace: "ops".into(),
+            start_timeout: 60,
+            idle_timeout: 300,
+            template: String::new(),
+        },
     }
 }
 
@@ -133,6 +139,29 @@ fn agent_sets(world: &mut World, r#type: ConditionType, verdict: Verdict, reason
     );
 }
 
+/// An agent's pod; its container waits for a reason, or runs.
+fn agent(waits: Option<&str>) -> Pod {
+    let mut agent = Pod::default();
+    let mut status = container_status("agent", waits.is_none());
+    if let Some(reason) = waits {
+        status.state.as_mut().unwrap().waiting.as_mut().unwrap().reason = Some(reason.into());
+    }
+    agent.status = Some(PodStatus {
+        phase: Some("Running".into()),
+        container_statuses: Some(vec![status]),
+        ..Default::default()
+    });
+    agent
+}
+
+fn rejected() -> Pod {
+    let mut agent = agent(None);
+    let status = agent.status.as_mut().unwrap();
+    status.phase = Some("Failed".into());
+    status.reason = Some("OutOfcpu".into());
+    agent
+}
+
 fn bound_world() -> World {
     let mut world = world();
     let first = plan(&world, at(0));
@@ -164,13 +193,13 @@ fn status(world: &World, r#type: ConditionType) -> (String, String) {
 }
 
 fn writes(plan: &Plan) -> usize {
-    let writes = |a: &&Action| {
+    let is_write = |a: &&Action| {
         matches!(
             a,
             Action::AddFinalizer | Action::WriteStatus(_) | Action::RemoveFinalizer
         )
     };
-    plan.actions.iter().filter(writes).count()
+    plan.actions.iter().filter(is_write).count()
 }
 
 #[test]
@@ -185,17 +214,59 @@ fn a_running_pod_is_bound_to_its_node_with_all_conditions_set() {
 }
 
 #[test]
-fn a_checkpoint_costs_three_writes() {
+fn a_checkpoint_costs_three_writes_and_waiting_costs_none() {
     let mut world = world();
     let first = plan(&world, at(0));
     carry_out(&mut world, &first);
-    world = World {
-        object: world.object,
-        ..finished_world()
-    };
-    world.object.status = finished_world().object.status;
-    let last = plan(&world, at(5));
-    assert_eq!(writes(&first) + writes(&last), 3);
+    world.agent = Some(agent(None));
+    let waiting = plan(&world, at(1));
+    world.object.status.as_mut().unwrap().archive_state = Some(ArchiveState::Writing);
+    agent_sets(
+        &mut world,
+        ConditionType::Checkpointed,
+        Verdict::Unknown,
+        Reason::CheckpointInProgress,
+    );
+    let working = plan(&world, at(2));
+    agent_sets(
+        &mut world,
+        ConditionType::Checkpointed,
+        Verdict::True,
+        Reason::CheckpointCompleted,
+    );
+    agent_sets(
+        &mut world,
+        ConditionType::SourceRunning,
+        Verdict::True,
+        Reason::SourceRuns,
+    );
+    let last = plan(&world, at(3));
+    carry_out(&mut world, &last);
+    let after = plan(&world, at(4));
+    let costs = [first, waiting, working, last, after].map(|plan| writes(&plan));
+    assert_eq!(costs, [2, 0, 0, 1, 0]);
+}
+
+#[test]
+fn a_restart_after_the_finalizer_does_not_add_it_again() {
+    let mut world = world();
+    world.object.finalizers_mut().push(FINALIZER.into());
+    let first = plan(&world, at(0));
+    assert!(!first.actions.contains(&Action::AddFinalizer));
+    assert_eq!(writes(&first), 1);
+}
+
+#[test]
+fn a_restart_after_the_binding_launches_the_agent_and_binds_no_second_time() {
+    let world = bound_world();
+    assert_eq!(plan(&world, at(1)).actions, [Action::EnsureAgent("node1".into())]);
+}
+
+#[test]
+fn a_pod_without_the_named_target_is_not_bound_and_gets_no_finalizer() {
+    let mut world = world();
+    world.pod = None;
+    assert_eq!(writes(&plan(&world, at(0))), 1);
 }
 
 #[test]
@@ -266,7 +337,7 @@ fn a_target_that_cannot_be_checkpointed_ends_at_once_with_its_reason() {
             |w| w.pod.as_mut().unwrap().spec.as_mut().unwrap().host_pid = Some(true),
             Reason::PodHostPid,
         ),
-        (|w| w.operator_namespace = "shop".into(), Reason::PodProtected),
+        (|w| w.settings.namespace = "shop".into(), Reason::PodProtected),
         (|w| w.node = Some(node("Unknown")), Reason::NodeNotReady),
     ];
     for (change, reason) in cases {
@@ -293,29 +364,12 @@ fn a_target_that_cannot_be_checkpointed_ends_at_once_with_its_reason() {
 
 #[test]
 fn an_agent_that_cannot_start_is_a_reason() {
-    let waiting = |reason: &str| {
-        let mut agent = Pod::default();
-        let mut status = container_status("agent", false);
-        status.state.as_mut().unwrap().waiting.as_mut().unwrap().reason = Some(reason.into());
-        agent.status = Some(PodStatus {
-            container_statuses: Some(vec![status]),
-            ..Default::default()
-        });
-        agent
-    };
-    let rejected = Pod {
-        status: Some(PodStatus {
-            phase: Some("Failed".into()),
-            reason: Some("OutOfcpu".into()),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
     let cases = [
-        (waiting("ImagePullBackOff"), Reason::AgentImageUnavailable),
-        (waiting("ErrImageNeverPull"), Reason::AgentImageUnavailable),
-        (waiting("CrashLoopBackOff"), Reason::AgentNotStarted),
-        (rejected, Reason::AgentRejected),
+        (agent(Some("ImagePullBackOff")), Reason::AgentImageUnavailable),
+        (agent(Some("InvalidImageName")), Reason::AgentImageUnavailable),
+        (agent(Some("ErrImageNeverPull")), Reason::AgentImageUnavailable),
+        (agent(Some("CrashLoopBackOff")), Reason::AgentNotStarted),
+        (rejected(), Reason::AgentRejected),
     ];
     for (agent, reason) in cases {
         let mut world = bound_world();
@@ -326,7 +380,121 @@ fn an_agent_that_cannot_start_is_a_reason() {
             status(&world, ConditionType::Stalled),
             ("True".into(), reason.as_str().into())
         );
+        assert_eq!(
+            world.object.status.unwrap().failure.unwrap().step,
+            Step::StartAgent
+        );
     }
+}
+
+#[test]
+fn an_agent_that_may_still_start_is_waited_for() {
+    for reason in ["ContainerCreating", "ErrImagePull", "PodInitializing"] {
+        let mut world = bound_world();
+        world.agent = Some(agent(Some(reason)));
+        assert!(plan(&world, at(59)).actions.is_empty(), "{reason}");
+        let late = plan(&world, at(60));
+        carry_out(&mut world, &late);
+        assert_eq!(status(&world, ConditionType::Stalled).1, "AgentNotStarted");
+    }
+}
+
+#[test]
+fn what_an_agent_of_an_older_template_says_does_not_count() {
+    let mut world = bound_world();
+    world.agent = Some(agent(Some("ImagePullBackOff")));
+    world.settings.template = "newer".into();
+    assert!(plan(&world, at(2)).actions.is_empty());
+}
+
+#[test]
+fn a_rejected_agent_makes_room_for_the_next() {
+    let mut world = bound_world();
+    world.agent = Some(rejected());
+    assert!(
+        plan(&world, at(2))
+            .actions
+            .contains(&Action::DeleteAgent(Box::new(rejected())))
+    );
+    world.object.status.as_mut().unwrap().archive_state = Some(ArchiveState::Writing);
+    assert_eq!(
+        plan(&world, at(2)).actions,
+        [Action::DeleteAgent(Box::new(rejected()))]
+    );
+}
+
+#[test]
+fn an_agent_that_vanishes_at_work_is_launched_again_to_say_what_became_of_the_pod() {
+    let mut world = bound_world();
+    world.object.status.as_mut().unwrap().archive_state = Some(ArchiveState::Writing);
+    assert_eq!(plan(&world, at(2)).actions, [Action::EnsureAgent("node1".into())]);
+}
+
+#[test]
+fn a_node_that_is_gone_ends_at_once_what_has_not_begun() {
+    let mut world = bound_world();
+    world.node = None;
+    let next = plan(&world, at(1));
+    carry_out(&mut world, &next);
+    assert_eq!(status(&world, ConditionType::Stalled).1, "NodeGone");
+}
+
+#[test]
+fn a_remedy_can_be_pasted() {
+    let mut world = bound_world();
+    world.agent = Some(agent(Some("CrashLoopBackOff")));
+    let next = plan(&world, at(2));
+    carry_out(&mut world, &next);
+    let remedy = world.object.status.unwrap().failure.unwrap().remedy;
+    assert!(
+        remedy.contains("kubectl describe pod podcheckpoint-agent-"),
+        "{remedy}"
+    );
+    assert!(remedy.contains("-n ops"), "{remedy}");
+}
+
+#[test]
+fn what_the_agent_found_is_the_root_cause() {
+    let mut world = finished_world();
+    world.object.status.as_mut().unwrap().failure = Some(podcheckpoint_crds::Failure {
+        step: Step::Dump,
+        reason: "CriuMissing".into(),
+        message: "no criu on the node".into(),
+        remedy: "Install it.".into(),
+    });
+    let last = plan(&world, at(5));
+    carry_out(&mut world, &last);
+    assert_eq!(
+        status(&world, ConditionType::Ready),
+        ("False".into(), "CheckpointFailed".into())
+    );
+    assert_eq!(
+        status(&world, ConditionType::Stalled),
+        ("True".into(), "CriuMissing".into())
+    );
+    let message = &world.object.condition(ConditionType::Ready).unwrap().message;
+    assert_eq!(message, "no criu on the node. Install it.");
+}
+
+#[test]
+fn the_agents_own_failure_and_conditions_are_not_written_by_the_controller() {
+    let mut world = finished_world();
+    world.object.status.as_mut().unwrap().failure = Some(podcheckpoint_crds::Failure {
+        step: Step::Dump,
+        reason: "DumpFailed".into(),
+        message: "m".into(),
+        remedy: String::new(),
+    });
+    let last = plan(&world, at(5));
+    let Some(Action::WriteStatus(new)) = last.actions.first() else {
+        panic!("{last:?}")
+    };
+    assert_eq!(new.failure, None);
+    let written: Vec<_> = new.conditions.iter().map(|c| c.type_.as_str()).collect();
+    assert!(
+        !written.contains(&"Checkpointed") && !written.contains(&"SourceRunning"),
+        "{written:?}"
+    );
 }
 
 #[test]

@@ -1,248 +1,300 @@
-//! The two control loops: one over PodCheckpoints, one over the agents' pods.
+//! The loops that tie observe, plan and act to the watches: one over PodCheckpoints, one over the agents' pods.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt, future};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::{Action as Requeue, Config as Concurrency, Controller};
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use podcheckpoint_crds::PodCheckpoint;
+use tokio::sync::Notify;
 
-use crate::act::{ActError, Writer};
+use crate::act::{ActError, Hand};
 use crate::agent_pod::COMPONENT;
+use crate::agents::{LastUse, node_of, retire};
 use crate::metrics::Metrics;
-use crate::observe::Reader;
-use crate::plan::{Action, bound_node, plan};
+use crate::observe::{ObserveError, Reader};
+use crate::plan::{Plan, World, bound_node, plan, until};
 
 /// How many objects are worked on at once.
 const CONCURRENCY: u16 = 16;
+/// Changes that come within this time are looked at together when agents are retired.
+const GATHER: Duration = Duration::from_millis(200);
 
 /// Why a pass over an object failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// Something could not be read.
-    #[error("the API server could not be read")]
-    Observe(#[source] kube::Error),
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
     /// Something could not be written.
     #[error(transparent)]
     Act(#[from] ActError),
 }
 
-/// What both loops need.
-pub struct Shared {
+/// What kind of error it is, which decides when to try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// The object has changed meanwhile: look again at once.
+    Conflict,
+    /// The API server does not answer, or asks for patience: try again, ever more slowly.
+    Transient,
+    /// The API server refuses what we ask for: trying again will hardly help, but a missing right may be granted.
+    Fatal,
+}
+
+impl Class {
+    /// Its word in metrics and logs.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Conflict => "conflict",
+            Self::Transient => "transient",
+            Self::Fatal => "fatal",
+        }
+    }
+
+    /// How long to wait after so many failures in a row.
+    fn delay(self, attempt: u32) -> Duration {
+        let (first, longest) = match self {
+            Self::Conflict => (Duration::from_millis(50), Duration::from_secs(2)),
+            Self::Transient => (Duration::from_millis(500), Duration::from_secs(60)),
+            Self::Fatal => (Duration::from_secs(10), Duration::from_secs(300)),
+        };
+        first
+            .saturating_mul(2_u32.saturating_pow(attempt.min(12)))
+            .min(longest)
+    }
+}
+
+impl Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::Act(ActError::Conflict) => Class::Conflict,
+            Self::Act(ActError::AgentDenied(_)) => Class::Fatal,
+            Self::Act(ActError::Api(error)) => class_of(error),
+            Self::Observe(ObserveError::Api(error)) => class_of(error),
+            Self::Observe(ObserveError::Cache(_)) => Class::Transient,
+        }
+    }
+}
+
+fn class_of(error: &kube::Error) -> Class {
+    match error {
+        kube::Error::Api(status) if status.code == 409 => Class::Conflict,
+        kube::Error::Api(status) if status.code != 429 && (400..500).contains(&status.code) => Class::Fatal,
+        _ => Class::Transient,
+    }
+}
+
+/// What the loops need.
+pub(crate) struct Shared {
     /// Reads.
-    pub reader: Reader,
+    pub(crate) reader: Reader,
     /// Writes.
-    pub writer: Writer,
+    pub(crate) hand: Hand,
     /// Counts.
-    pub metrics: Metrics,
+    pub(crate) metrics: Metrics,
+    /// Failures in a row of each object; empty when all is well.
+    pub(crate) failures: Mutex<HashMap<ObjectRef<PodCheckpoint>, u32>>,
+}
+
+impl Shared {
+    /// How many passes over the object have failed before this one.
+    fn failed(&self, object: &PodCheckpoint) -> u32 {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry(ObjectRef::from_obj(object)).or_default();
+        let before = *count;
+        *count = count.saturating_add(1);
+        before
+    }
+
+    fn worked(&self, object: &PodCheckpoint) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if !failures.is_empty() {
+            failures.remove(&ObjectRef::from_obj(object));
+        }
+    }
+
+    async fn carry_out(&self, world: &World) -> Result<Plan, ActError> {
+        let now = Timestamp::now();
+        let decided = plan(world, now);
+        self.hand.act(&world.object, &decided.actions).await?;
+        self.metrics.count(&world.object, &decided.actions, now);
+        Ok(decided)
+    }
 }
 
 /// One pass over an object.
 async fn reconcile(object: Arc<PodCheckpoint>, shared: Arc<Shared>) -> Result<Requeue, Error> {
-    let mut world = shared.reader.observe(&object).await.map_err(Error::Observe)?;
-    let decided = plan(&world, Timestamp::now());
-    shared.metrics.count(&object, &decided.actions);
-    match shared.writer.act(&object, decided.actions).await {
-        Err(ActError::AgentDenied(words)) => {
-            // The binding may just have been written: look again at what is there now.
-            let api: Api<PodCheckpoint> = Api::namespaced(
-                shared.reader.client.clone(),
-                &object.namespace().unwrap_or_default(),
-            );
-            let Some(current) = api.get_opt(&object.name_any()).await.map_err(Error::Observe)? else {
-                return Ok(Requeue::await_change());
-            };
-            world.object = current.clone();
-            world.agent_denied = Some(words);
-            let decided = plan(&world, Timestamp::now());
-            // Asking for the agent once more would only be refused once more.
-            let actions: Vec<_> = decided
-                .actions
-                .into_iter()
-                .filter(|a| !matches!(a, Action::EnsureAgent(_)))
-                .collect();
-            shared.metrics.count(&current, &actions);
-            shared.writer.act(&current, actions).await?;
-        }
+    let world = shared.reader.observe((*object).clone()).await?;
+    let decided = match shared.carry_out(&world).await {
+        Err(ActError::AgentDenied(words)) => denied(&object, words, &shared).await?,
         other => other?,
-    }
+    };
+    shared.worked(&object);
     Ok(decided
         .requeue
         .map_or_else(Requeue::await_change, Requeue::requeue))
 }
 
+/// The agent's pod was refused, which is a fact about the object and not an error of ours. The binding may just have
+/// been written, so the object is read again.
+async fn denied(object: &PodCheckpoint, words: String, shared: &Shared) -> Result<Plan, Error> {
+    let Some(current) = shared.reader.current(object).await? else {
+        return Ok(Plan::default());
+    };
+    let mut world = shared.reader.observe(current).await?;
+    world.agent_denied = Some(words);
+    Ok(shared.carry_out(&world).await?)
+}
+
 fn on_error(object: Arc<PodCheckpoint>, error: &Error, shared: Arc<Shared>) -> Requeue {
-    let class = match error {
-        Error::Act(ActError::Conflict) => "conflict",
-        Error::Act(ActError::AgentDenied(_)) => "denied",
-        Error::Observe(_) | Error::Act(ActError::Api(_)) => "api",
-    };
+    let class = error.class();
     shared.metrics.error(class);
-    if class == "conflict" {
-        return Requeue::requeue(Duration::from_millis(200));
+    let delay = class.delay(shared.failed(&object));
+    if class != Class::Conflict {
+        let source = std::error::Error::source(error).map(ToString::to_string);
+        let (name, namespace, class) = (object.name_any(), object.namespace(), class.as_str());
+        tracing::warn!(name, namespace, class, %error, source, ?delay, "will try again");
     }
-    let source = std::error::Error::source(error).map(ToString::to_string);
-    tracing::warn!(name = object.name_any(), namespace = object.namespace(), %error, source, "will try again");
-    Requeue::requeue(Duration::from_secs(5))
+    Requeue::requeue(delay)
 }
 
-/// One pass over an agent's pod: it goes when nothing has used it for the idle timeout.
-async fn retire(pod: Arc<Pod>, context: Arc<(Arc<Shared>, Store<PodCheckpoint>)>) -> Result<Requeue, Error> {
-    let (shared, objects) = &*context;
-    let timeout = shared.reader.config.agent.idle_timeout_seconds;
-    let node = pod
-        .spec
-        .as_ref()
-        .and_then(|s| s.node_name.clone())
-        .unwrap_or_default();
-    if timeout < 0 || pod.metadata.deletion_timestamp.is_some() {
-        return Ok(Requeue::await_change());
+/// What a cache keeps of an object: of one that has ended, only what retention and deletion need, so that thousands of
+/// them are cheap. Nothing is ever written from what is left out: a status that has ended is not written again.
+fn slim(object: &mut PodCheckpoint) {
+    object.metadata.managed_fields = None;
+    object.metadata.annotations = None;
+    if !object.is_terminal() {
+        return;
     }
-    let Some(since) = idle_since(&pod, &node, &objects.state()) else {
-        return Ok(Requeue::await_change());
-    };
-    let end = since + SignedDuration::from_secs(timeout);
-    let now = Timestamp::now();
-    if now >= end {
-        shared.writer.delete_agent(&pod).await?;
-        return Ok(Requeue::await_change());
+    let Some(status) = &mut object.status else { return };
+    status.findings = Vec::new();
+    status.patches = Vec::new();
+    status.skipped_methods = Vec::new();
+    status.checkpointed_containers = Vec::new();
+    status.checkpoint_location = None;
+    status.runtime = None;
+    status.failure = None;
+    status.conditions.retain(|c| c.status == "True");
+    for condition in &mut status.conditions {
+        condition.message = String::new();
     }
-    Ok(Requeue::requeue(
-        end.duration_since(now).unsigned_abs() + Duration::from_millis(200),
-    ))
-}
-
-/// When the last operation of a node ended; `None` while one is at work or waits for the agent.
-fn idle_since(pod: &Pod, node: &str, objects: &[Arc<PodCheckpoint>]) -> Option<Timestamp> {
-    let mut since = pod.metadata.creation_timestamp.as_ref().map(|t| t.0)?;
-    for object in objects.iter().filter(|o| bound_node(o) == Some(node)) {
-        if object.metadata.deletion_timestamp.is_some() || !object.is_terminal() {
-            return None;
-        }
-        let ended = object
-            .status
-            .as_ref()
-            .and_then(|s| s.completion_time.as_ref())
-            .map(|t| t.0);
-        since = ended.map_or(since, |ended| since.max(ended));
-    }
-    Some(since)
 }
 
 /// Runs both loops until the process ends.
-pub async fn run(
-    client: Client,
-    shared: Arc<Shared>,
-    agents: impl futures::Stream<Item = Result<watcher::Event<Pod>, watcher::Error>> + Send + 'static,
-) {
-    let objects: Api<PodCheckpoint> = Api::all(client.clone());
-    let config = watcher::Config::default().page_size(500);
-    let controller =
-        Controller::new(objects, config.clone()).with_config(Concurrency::default().concurrency(CONCURRENCY));
-    let store = controller.store();
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &shared.reader.namespace);
-    let mine = config.labels(&format!("{}={}", COMPONENT.0, COMPONENT.1));
-    let by_node = store.clone();
-    let controller = controller.watches(pods.clone(), mine.clone(), move |pod| {
-        let node = pod.spec.and_then(|s| s.node_name).unwrap_or_default();
-        let waiting = |o: &Arc<PodCheckpoint>| bound_node(o) == Some(node.as_str()) && !o.is_terminal();
-        by_node
-            .state()
-            .iter()
-            .filter(|o| waiting(o))
-            .map(|o| ObjectRef::from_obj(o.as_ref()))
-            .collect::<Vec<_>>()
-    });
-    let objects_loop = controller
+///
+/// `reader_agents` is the writing end of the cache that the reader looks into.
+pub(crate) async fn run(client: Client, shared: Arc<Shared>, agents_writer: reflector::store::Writer<Pod>) {
+    let changed = Arc::new(Notify::new());
+    let (objects, objects_writer) = reflector::store();
+    let object_changed = changed.clone();
+    let object_stream = watcher(
+        Api::<PodCheckpoint>::all(client.clone()),
+        watcher::Config::default().page_size(500),
+    )
+    .default_backoff()
+    .modify(slim)
+    .reflect(objects_writer)
+    .inspect_ok(move |_| object_changed.notify_one())
+    .applied_objects();
+    let agent_changed = changed.clone();
+    let pods: Api<Pod> = Api::namespaced(client, &shared.reader.settings.namespace);
+    let ours = watcher::Config::default().labels(&format!("{}={}", COMPONENT.0, COMPONENT.1));
+    let agent_stream = watcher(pods, ours)
+        .default_backoff()
+        .modify(|pod| pod.metadata.managed_fields = None)
+        .reflect(agents_writer)
+        .inspect_ok(move |_| agent_changed.notify_one())
+        .touched_objects();
+    let bound = objects.clone();
+    let objects_loop = Controller::for_stream(object_stream, objects.clone())
+        .with_config(Concurrency::default().concurrency(CONCURRENCY))
+        .watches_stream(agent_stream, move |pod| waiting_for(&pod, &bound))
         .run(reconcile, on_error, shared.clone())
-        .for_each(|_| async {});
-
-    let namespace = shared.reader.namespace.clone();
-    let context = Arc::new((shared.clone(), store));
-    let agents_loop = Controller::new(pods, mine)
-        .watches(
-            Api::<PodCheckpoint>::all(client),
-            watcher::Config::default().page_size(500),
-            move |object| {
-                let node = bound_node(&object)?.to_owned();
-                Some(ObjectRef::new(&crate::agent_pod::name(&node)).within(&namespace))
-            },
-        )
-        .run(
-            retire,
-            |_, _, _| Requeue::requeue(Duration::from_secs(5)),
-            context,
-        )
-        .for_each(|_| async {});
-    let cache = agents.for_each(|_| async {});
+        .for_each(|_| future::ready(()));
     tokio::select! {
-        () = objects_loop => {}
-        () = agents_loop => {}
-        () = cache => {}
+        () = objects_loop => tracing::error!("the watches have ended"),
+        () = agents_loop(&shared, &objects, &changed) => {}
+    }
+}
+
+/// The objects that wait for something from an agent.
+fn waiting_for(pod: &Pod, objects: &Store<PodCheckpoint>) -> Vec<ObjectRef<PodCheckpoint>> {
+    let node = node_of(pod);
+    let waits = |o: &PodCheckpoint| {
+        bound_node(o) == Some(node) && (!o.is_terminal() || o.metadata.deletion_timestamp.is_some())
+    };
+    objects
+        .state_filter(waits)
+        .iter()
+        .map(|o| ObjectRef::from_obj(o.as_ref()))
+        .collect()
+}
+
+/// Deletes agents that nothing needs. It sleeps until something changes or an agent has been idle for long enough.
+async fn agents_loop(shared: &Shared, objects: &Store<PodCheckpoint>, changed: &Notify) {
+    let agents = &shared.reader.agents;
+    let ready = future::try_join(objects.wait_until_ready(), agents.wait_until_ready());
+    if ready.await.is_err() {
+        return;
+    }
+    let mut last_use = LastUse::new();
+    loop {
+        let now = Timestamp::now();
+        let decided = retire(
+            &agents.state(),
+            &objects.state(),
+            &mut last_use,
+            &shared.reader.settings,
+            now,
+        );
+        shared.metrics.in_progress.set(decided.in_progress);
+        let mut again = decided.next.map(|next| until(next, now));
+        for agent in &decided.delete {
+            if let Err(error) = shared.hand.delete_agent(agent).await {
+                tracing::warn!(%error, agent = agent.name_any(), "idle agent not deleted");
+                again = Some(Duration::from_secs(10));
+            }
+        }
+        let timer = async {
+            match again {
+                Some(again) => tokio::time::sleep(again).await,
+                None => future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = changed.notified() => tokio::time::sleep(GATHER).await,
+            () = timer => {}
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use podcheckpoint_crds::conditions::{Verdict, condition};
-    use podcheckpoint_crds::{ConditionType, PodCheckpointSpec, PodCheckpointStatus, Reason};
 
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_second(seconds).unwrap()
+    #[test]
+    fn failures_are_tried_again_ever_more_slowly_up_to_a_limit() {
+        assert_eq!(Class::Transient.delay(0), Duration::from_millis(500));
+        assert_eq!(Class::Transient.delay(1), Duration::from_secs(1));
+        assert_eq!(Class::Transient.delay(1000), Duration::from_secs(60));
     }
 
-    fn agent() -> Pod {
-        let mut pod = Pod::default();
-        pod.metadata.creation_timestamp = Some(Time(at(100)));
-        pod
-    }
-
-    fn object(ended: Option<i64>) -> Arc<PodCheckpoint> {
-        let mut object = PodCheckpoint::new("a", PodCheckpointSpec::default());
-        let verdict = if ended.is_some() {
-            Verdict::True
-        } else {
-            Verdict::False
+    #[test]
+    fn a_refusal_is_not_taken_for_an_outage() {
+        let api = |code| {
+            let status = kube::core::Status::failure("no", "Forbidden").with_code(code);
+            class_of(&kube::Error::Api(status.boxed()))
         };
-        let now = Time(at(0));
-        object.status = Some(PodCheckpointStatus {
-            node_name: Some("node1".into()),
-            completion_time: ended.map(|s| Time(at(s))),
-            conditions: vec![condition(
-                ConditionType::Ready,
-                verdict,
-                Reason::CheckpointCompleted,
-                "",
-                None,
-                &[],
-                &now,
-            )],
-            ..Default::default()
-        });
-        Arc::new(object)
-    }
-
-    #[test]
-    fn an_agent_at_work_is_not_idle() {
         assert_eq!(
-            idle_since(&agent(), "node1", &[object(Some(200)), object(None)]),
-            None
+            [api(403), api(409), api(429), api(503)],
+            [Class::Fatal, Class::Conflict, Class::Transient, Class::Transient]
         );
-    }
-
-    #[test]
-    fn an_agent_is_idle_since_the_last_end_on_its_node() {
-        assert_eq!(
-            idle_since(&agent(), "node1", &[object(Some(200)), object(Some(150))]),
-            Some(at(200))
-        );
-        assert_eq!(idle_since(&agent(), "node2", &[object(None)]), Some(at(100)));
     }
 }
