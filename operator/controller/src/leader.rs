@@ -8,14 +8,14 @@ use kube_lease_manager::{LeaseManager, LeaseManagerBuilder};
 /// Name of the Lease.
 const LEASE: &str = "podcheckpoint-controller";
 /// Seconds that a lease is good for.
-const DURATION: u64 = 30;
+const DURATION: u64 = 15;
 /// The lease is renewed so many seconds before it ends.
-const GRACE: u64 = 20;
+const GRACE: u64 = 10;
 /// How long renewing may fail before this replica stops by itself: together with the time of one attempt it is less
 /// than GRACE, so that nobody else leads yet.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(4);
 /// How long one request for the lease may take.
-const REQUEST: Duration = Duration::from_secs(5);
+const REQUEST: Duration = Duration::from_secs(3);
 
 /// Why there is no leadership.
 #[derive(Debug, thiserror::Error)]

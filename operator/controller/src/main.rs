@@ -20,6 +20,7 @@ mod target;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -74,10 +75,20 @@ enum LogFormat {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let cli = Cli::parse();
     init_log(cli.log_format);
-    let config = read_config(&cli)?;
+    match run(&cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the controller ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: &Cli) -> anyhow::Result<()> {
+    let config = read_config(cli)?;
     let client = Client::try_default().await.context("finding the API server")?;
     let metrics = Metrics::default();
     let ready = Arc::new(AtomicBool::new(false));
@@ -90,7 +101,7 @@ async fn main() -> anyhow::Result<()> {
         result = http::serve(cli.http_address, metrics.clone(), ready.clone()) => {
             result.with_context(|| format!("serving HTTP on {}", cli.http_address))
         }
-        result = lead(&cli, client, config, metrics, &ready, stop) => result,
+        result = lead(cli, client, config, metrics, &ready, stop) => result,
     }
 }
 
