@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::events::{Event as KubeEvent, EventType, Recorder};
+use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource, ResourceExt};
 use podcheckpoint_crds::{CONTROLLER_MANAGER, FINALIZER, PodCheckpoint, PodCheckpointStatus};
 use serde_json::json;
@@ -45,8 +45,8 @@ impl From<kube::Error> for ActError {
 pub(crate) struct Hand {
     /// API server.
     pub(crate) client: Client,
-    /// Says what happens.
-    pub(crate) recorder: Recorder,
+    /// In whose name events are written.
+    pub(crate) reporter: Reporter,
     /// Namespace of the operator.
     pub(crate) namespace: String,
     /// Configuration.
@@ -116,7 +116,9 @@ impl Hand {
     /// says the same.
     fn announce(&self, object: &PodCheckpoint, event: &Event) {
         for (event, about) in kube_events(object, event) {
-            let recorder = self.recorder.clone();
+            // A recorder remembers what it has said, to count repetitions. Nothing is said twice here, and thousands of
+            // objects must not be remembered, so each event has a recorder of its own.
+            let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
             tokio::spawn(async move {
                 if let Err(error) = recorder.publish(&event, &about).await {
                     tracing::warn!(%error, reason = event.reason, name = about.name, "event not written");

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use kube::Client;
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Reporter;
 use kube::runtime::reflector;
 use podcheckpoint_crds::CONTROLLER_MANAGER;
 use tokio::signal::unix::{SignalKind, signal};
@@ -189,7 +189,7 @@ async fn work(cli: &Cli, client: Client, config: Config, metrics: Metrics) {
         },
         hand: Hand {
             client: client.clone(),
-            recorder: Recorder::new(client.clone(), reporter),
+            reporter,
             namespace: cli.namespace.clone(),
             config: Arc::new(config),
         },

@@ -165,8 +165,13 @@ fn agent_has_ended(object: &PodCheckpoint) -> bool {
 }
 
 fn writer(world: &World, now: Timestamp) -> Writer<'_> {
+    let of_pod = world
+        .pod
+        .as_ref()
+        .and_then(|p| p.spec.as_ref()?.node_name.as_deref());
     Writer {
         object: &world.object,
+        node: bound_node(&world.object).or(of_pod).unwrap_or_default(),
         operator_namespace: &world.settings.namespace,
         now,
     }
@@ -361,6 +366,13 @@ fn container(pod: &Pod) -> Option<&ContainerStatus> {
 
 /// What the kubelet says of an agent's pod, and what the agent said when it last died.
 fn waiting_words(pod: &Pod) -> String {
+    if pod
+        .status
+        .as_ref()
+        .is_none_or(|s| s.start_time.is_none() && s.container_statuses.is_none())
+    {
+        return "the kubelet has not taken notice of its pod; it may be stopped".to_owned();
+    }
     let phase = pod
         .status
         .as_ref()

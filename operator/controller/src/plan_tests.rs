@@ -400,6 +400,16 @@ fn an_agent_that_may_still_start_is_waited_for() {
 }
 
 #[test]
+fn a_kubelet_that_is_silent_is_suspected() {
+    let mut world = bound_world();
+    world.agent = Some(Pod::default());
+    let late = plan(&world, at(60));
+    carry_out(&mut world, &late);
+    let message = world.object.status.unwrap().failure.unwrap().message;
+    assert!(message.contains("the kubelet has not taken notice"), "{message}");
+}
+
+#[test]
 fn what_an_agent_of_an_older_template_says_does_not_count() {
     let mut world = bound_world();
     world.agent = Some(agent(Some("ImagePullBackOff")));
@@ -451,6 +461,16 @@ fn a_remedy_can_be_pasted() {
         "{remedy}"
     );
     assert!(remedy.contains("-n ops"), "{remedy}");
+}
+
+#[test]
+fn a_remedy_names_the_node_also_before_the_binding() {
+    let mut world = world();
+    world.node = Some(node("Unknown"));
+    let only = plan(&world, at(0));
+    carry_out(&mut world, &only);
+    let remedy = world.object.status.unwrap().failure.unwrap().remedy;
+    assert!(remedy.contains("kubectl describe node node1"), "{remedy}");
 }
 
 #[test]

@@ -15,6 +15,8 @@ type Words<'a> = (Verdict, Reason, &'a str);
 pub(crate) struct Writer<'a> {
     /// The object as it stands.
     pub(crate) object: &'a PodCheckpoint,
+    /// The node of the binding, or of the pod; empty when there is none.
+    pub(crate) node: &'a str,
     /// Namespace of the operator.
     pub(crate) operator_namespace: &'a str,
     /// The moment of the decision.
@@ -195,12 +197,11 @@ impl Writer<'_> {
 
     /// The remedy of a reason, with its commands ready to be pasted.
     fn remedy(&self, reason: Reason) -> String {
-        let node = self.status().node_name.unwrap_or_default();
         let namespace = match reason {
             Reason::AgentDenied => self.operator_namespace.to_owned(),
             _ => self.object.namespace().unwrap_or_default(),
         };
-        let agent = format!("{} -n {}`", agent_pod::name(&node), self.operator_namespace);
+        let agent = format!("{} -n {}`", agent_pod::name(self.node), self.operator_namespace);
         let pod = format!("{} -n {namespace}", self.object.spec.source_pod_name);
         let text = reason.doc().remedy;
         text.replace(
@@ -209,7 +210,7 @@ impl Writer<'_> {
         )
         .replace("`kubectl logs` of the agent", &format!("`kubectl logs {agent}"))
         .replace("NAMESPACE", &namespace)
-        .replace("NODE", if node.is_empty() { "NODE" } else { &node })
+        .replace("NODE", self.node)
         .replace("NAME", &pod)
     }
 
