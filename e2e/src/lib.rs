@@ -37,9 +37,16 @@ pub fn kubectl_refused(arguments: &[&str], manifest: &str) -> Result<String> {
 /// # Errors
 /// When the API server refuses it.
 pub fn apply(manifest: &str) -> Result<()> {
-    let arguments = ["apply", "-f", "-"];
+    apply_with(&["apply", "-f", "-"], manifest)
+}
+
+/// Runs kubectl with a manifest as its standard input.
+///
+/// # Errors
+/// When it fails.
+pub fn apply_with(arguments: &[&str], manifest: &str) -> Result<()> {
     let output = with_input(Command::new("kubectl").args(arguments), manifest.as_bytes())?;
-    finish(Ok(output), &arguments).map(drop)
+    finish(Ok(output), arguments).map(drop)
 }
 
 /// An object as JSON.

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podcheckpoint_e2e::restore::restore;
-use podcheckpoint_e2e::{apply, eventually, get, kubectl, kubectl_refused, on_node};
+use podcheckpoint_e2e::{apply, apply_with, eventually, get, kubectl, kubectl_refused, on_node};
 use serde_json::{Value, json};
 
 const KIND: &str = "podcheckpoints.podcheckpoint.dev";
 const IMAGE: &str = "localhost/busybox:1";
+const OPERATOR: &str = "podcheckpoint-system";
 const COUNT: &str = "i=0; while true; do i=$((i+1)); echo $i > /tmp/n; sleep 0.1; done";
 
 /// A namespace of a test's own, deleted at its end.
@@ -471,31 +472,34 @@ fn an_agents_token_cannot_touch_an_object_of_another_node() -> Result<()> {
     let namespace = Namespace::new("agent-token")?;
     namespace.counter("counter", "node1")?;
     namespace.take("first", json!({"sourcePodName": "counter"}))?;
-    let patch = r#"{"status":{"frozen":"forged"}}"#;
+    let manifest = json!({
+        "apiVersion": "podcheckpoint.dev/v1alpha1", "kind": "PodCheckpoint",
+        "metadata": {"name": "first", "namespace": namespace.0}, "status": {"frozen": "forged"},
+    })
+    .to_string();
     let act = |node: &str| {
         let extra = format!("--as-user-extra=authentication.kubernetes.io/node-name={node}");
         let user = "--as=system:serviceaccount:podcheckpoint-system:podcheckpoint-agent";
-        let arguments = [
-            "-n",
-            &namespace.0,
-            "patch",
-            KIND,
-            "first",
+        // A merge by kubectl would read first, and the agent may only patch.
+        let server_side = [
+            "apply",
+            "--server-side",
             "--subresource=status",
-            "--type=merge",
-            "-p",
-            patch,
-            user,
-            &extra,
+            "--force-conflicts",
+            "-f",
+            "-",
         ];
-        kubectl(&arguments)
+        apply_with(
+            &[&server_side[..], &["--field-manager=forger", user, &extra]].concat(),
+            &manifest,
+        )
     };
     let refused = format!(
         "{:#}",
         act("node2").expect_err("an agent of node2 wrote to an object of node1")
     );
     assert!(refused.contains("node2"), "{refused}");
-    act("node1").map(drop)
+    act("node1")
 }
 
 #[test]
@@ -556,6 +560,16 @@ fn agents_pid() -> Result<String> {
 }
 
 fn killed_agent(namespace: &Namespace, name: &str, method: &str, after: Duration) -> Result<()> {
+    // A new pod each time: the kubelet would wait ever longer before it starts a killed container again.
+    kubectl(&[
+        "-n",
+        OPERATOR,
+        "delete",
+        "pod",
+        "-l",
+        "app.kubernetes.io/component=agent",
+        "--wait",
+    ])?;
     namespace.checkpoint(
         name,
         json!({"sourcePodName": "heavy", "method": method, "timeoutSeconds": 60}),
@@ -619,7 +633,17 @@ fn a_killed_controller_finishes_the_checkpoint_once() -> Result<()> {
     let namespace = Namespace::new("controller-killed")?;
     namespace.pod("heavy", "node1", &[("main", HEAVY)])?;
     namespace.checkpoint("first", json!({"sourcePodName": "heavy"}))?;
-    on_node("node1", "kill -KILL $(pgrep -f '^/podcheckpoint-controller')")?;
+    let controller = "app.kubernetes.io/component=controller";
+    kubectl(&[
+        "-n",
+        OPERATOR,
+        "delete",
+        "pod",
+        "-l",
+        controller,
+        "--force",
+        "--grace-period=0",
+    ])?;
     let status = namespace.ended("first")?;
     assert_ready("node1", &status)?;
     namespace.assert_source_went_on("heavy", "main")
