@@ -29,7 +29,8 @@ pub struct Restored {
 pub fn restore(node: &str, archive: &str, image: &str, id: &str) -> Result<Restored> {
     let bundle = format!("/var/lib/podcheckpoint/restored/{id}");
     let unpack = format!(
-        "set -e; rm -rf {bundle}; mkdir -p {bundle}/rootfs {bundle}/work; cd {bundle}
+        "ctr -n k8s.io images unmount --rm {bundle}/rootfs >/dev/null 2>&1
+         set -e; rm -rf {bundle}; mkdir -p {bundle}/rootfs {bundle}/work; cd {bundle}
          if [ -d {archive} ]; then cp -a {archive}/. .; else tar xf {archive}; fi
          ctr -n k8s.io images mount --rw {image} {bundle}/rootfs >/dev/null
          [ ! -s rootfs-diff.tar ] || tar xf rootfs-diff.tar -C rootfs
@@ -79,8 +80,8 @@ impl Restored {
     pub fn remove(&self) -> Result<()> {
         let (id, bundle) = (&self.id, format!("/var/lib/podcheckpoint/restored/{}", self.id));
         let script = format!(
-            "runc --root /run/restored delete --force {id}; ip netns del {id}; umount {bundle}/rootfs; rm -rf {bundle}
-             ctr -n k8s.io snapshots rm {bundle}/rootfs"
+            "runc --root /run/restored delete --force {id}; ip netns del {id}
+             ctr -n k8s.io images unmount --rm {bundle}/rootfs >/dev/null; rm -rf {bundle}"
         );
         on_node(&self.node, &script).map(drop)
     }

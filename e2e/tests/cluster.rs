@@ -684,3 +684,41 @@ fn two_checkpoints_of_one_pod_at_once_never_dump_at_the_same_time() -> Result<()
     );
     namespace.assert_source_went_on("heavy", "main")
 }
+
+#[test]
+fn a_failed_dump_names_the_cause_and_keeps_crius_log() -> Result<()> {
+    let namespace = Namespace::new("traced")?;
+    namespace.counter("counter", "node1")?;
+    let uid = get(&namespace.0, "pod", "counter")?["metadata"]["uid"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    // A debugger that somebody else has attached: the classic of a denied ptrace.
+    let attach = format!(
+        "for p in $(find /sys/fs/cgroup/freezer -path '*pod{uid}*' -name cgroup.procs -exec cat {{}} +); do
+           [ \"$(cat /proc/$p/comm)\" != sh ] || echo $p; done"
+    );
+    let target = on_node("node1", &attach)?.trim().to_owned();
+    let strace = format!("strace -p {target} -o /dev/null >/dev/null 2>&1 & echo $!; sleep 1");
+    let tracer = on_node("node1", &strace)?.trim().to_owned();
+    let outcome = (|| {
+        let status = namespace.take(
+            "traced",
+            json!({"sourcePodName": "counter", "timeoutSeconds": 30}),
+        )?;
+        assert_condition(&status, "Stalled", "True", "PtraceDenied");
+        assert_condition(&status, "SourceRunning", "False", "SourceTraced");
+        let message = status["failure"]["message"].as_str().unwrap_or_default();
+        let log = message
+            .split("CRIU's log is ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .context("no log is named")?;
+        on_node("node1", &format!("test -s {log}")).map(drop)
+    })();
+    on_node("node1", &format!("kill {tracer}"))?;
+    outcome?;
+    namespace.assert_source_went_on("counter", "main")?;
+    let status = namespace.take("after", json!({"sourcePodName": "counter"}))?;
+    assert_ready("node1", &status)
+}

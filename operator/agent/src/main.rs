@@ -32,6 +32,8 @@ enum Command {
     Watchdog {
         /// Seconds until the target is released in any case.
         deadline: u64,
+        /// The container runtime's CRI socket.
+        runtime_socket: PathBuf,
         /// The target's freezers, as JSON.
         freezers: String,
     },
@@ -70,7 +72,11 @@ enum LogFormat {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Watchdog { deadline, freezers } => watchdog::main(deadline, &freezers),
+        Command::Watchdog {
+            deadline,
+            runtime_socket,
+            freezers,
+        } => watchdog::main(deadline, &runtime_socket, &freezers),
         Command::Run(arguments) => run_agent(arguments),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use podcheckpoint_crds::conditions::Verdict;
 use podcheckpoint_crds::{
@@ -77,6 +77,8 @@ struct Subject {
 
 /// What is to be done, as far as it has been found out.
 struct Inspection {
+    /// When the node was looked at: a log that is older is of another attempt.
+    started: SystemTime,
     /// UID of the pod, as the controller pinned it.
     pod_uid: String,
     cri: Cri,
@@ -303,6 +305,7 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
     report.status.consistency = Some(plan.consistency);
     check_target(context, &plan, &subjects, report)?;
     Ok(Inspection {
+        started: SystemTime::now(),
         pod_uid: uid.to_owned(),
         cri,
         sandbox,
@@ -448,10 +451,10 @@ async fn checkpoint(
     let dumped = dump(context, found, &folder, deadline, cancelled, report).await;
     let result = match dumped {
         Ok(()) => finish(found, &folder, report).await,
-        Err(stop) => Err(stop),
+        Err(stop) => Err(keep_logs(stop, found, &folder)),
     };
     if result.is_err() {
-        remove_folder(&folder);
+        remove_all_but_logs(&folder);
     } else {
         let path = format!("checkpoints/{uid}");
         report.status.checkpoint_location = Some(CheckpointLocation {
@@ -497,7 +500,7 @@ async fn dump(
     report: &mut Report,
 ) -> Result<(), Stop> {
     let freezers = found.freezers();
-    let watchdog = Watchdog::arm(&freezers, deadline + WATCHDOG_GRACE).map_err(|e| {
+    let watchdog = Watchdog::arm(&freezers, deadline + WATCHDOG_GRACE, found.cri.socket()).map_err(|e| {
         Stop::new(
             Step::Freeze,
             Reason::MethodUnavailable,
@@ -569,12 +572,12 @@ async fn by_cri(found: &Inspection, folder: &Path, deadline: Duration) -> Result
             .cri
             .checkpoint(&subject.container.id, &partial, deadline)
             .await;
-        result.map_err(|error| explain_cri(&error, &subject.container.id))?;
+        result.map_err(|error| explain_cri(&error, &subject.container.id, found.started))?;
     }
     Ok(())
 }
 
-fn explain_cri(error: &CriError, container: &str) -> Stop {
+fn explain_cri(error: &CriError, container: &str, since: SystemTime) -> Stop {
     if error.is_unimplemented() {
         let diagnosis = criu::diagnose(&error.to_string(), None);
         let reason = if diagnosis.reason == Reason::DumpFailed {
@@ -584,7 +587,7 @@ fn explain_cri(error: &CriError, container: &str) -> Stop {
         };
         return Stop::new(Step::Dump, reason, error.to_string());
     }
-    explain_dump(&error.to_string(), &criu::log_candidates(container))
+    explain_dump(&error.to_string(), &criu::log_candidates(container), since)
 }
 
 async fn by_kubelet(
@@ -605,7 +608,8 @@ async fn by_kubelet(
         let written = kubelet
             .checkpoint(&found.sandbox.namespace, &found.sandbox.name, name, deadline)
             .await;
-        let written = written.map_err(|error| explain_kubelet(&error, &subject.container.id))?;
+        let written =
+            written.map_err(|error| explain_kubelet(&error, &subject.container.id, found.started))?;
         // The path is the node's; process 1 has the node's root.
         let on_node = Path::new("/proc/1/root").join(written.strip_prefix("/").unwrap_or(&written));
         let partial = partial_tar(folder, name);
@@ -616,10 +620,10 @@ async fn by_kubelet(
     Ok(())
 }
 
-fn explain_kubelet(error: &KubeletError, container: &str) -> Stop {
+fn explain_kubelet(error: &KubeletError, container: &str, since: SystemTime) -> Stop {
     match error.reason() {
         Some(reason) => Stop::new(Step::Dump, reason, error.to_string()),
-        None => explain_dump(&error.to_string(), &criu::log_candidates(container)),
+        None => explain_dump(&error.to_string(), &criu::log_candidates(container), since),
     }
 }
 
@@ -631,11 +635,11 @@ async fn by_tasks(found: &Inspection, folder: &Path) -> Result<(), Stop> {
         tasks
             .pause(&subject.container.id)
             .await
-            .map_err(|error| explain_dump(&error.to_string(), &[]))?;
+            .map_err(|error| explain_dump(&error.to_string(), &[], found.started))?;
     }
     let mut result = Ok(());
     for subject in &found.subjects {
-        result = dump_directly(&tasks, subject, folder).await;
+        result = dump_directly(&tasks, subject, folder, found.started).await;
         if result.is_err() {
             break;
         }
@@ -649,7 +653,12 @@ async fn by_tasks(found: &Inspection, folder: &Path) -> Result<(), Stop> {
     result
 }
 
-async fn dump_directly(tasks: &Tasks, subject: &Subject, folder: &Path) -> Result<(), Stop> {
+async fn dump_directly(
+    tasks: &Tasks,
+    subject: &Subject,
+    folder: &Path,
+    since: SystemTime,
+) -> Result<(), Stop> {
     let folder = folder.join(format!("{}.partial", subject.container.name));
     let (images, work) = (folder.join("checkpoint"), folder.join("work"));
     let made = archive::prepare(&folder)
@@ -659,7 +668,7 @@ async fn dump_directly(tasks: &Tasks, subject: &Subject, folder: &Path) -> Resul
     let result = tasks.checkpoint(&subject.container.id, &images, &work).await;
     let mut logs = vec![work.join("dump.log")];
     logs.extend(criu::log_candidates(&subject.container.id));
-    result.map_err(|error| explain_dump(&error.to_string(), &logs))?;
+    result.map_err(|error| explain_dump(&error.to_string(), &logs, since))?;
     // While the container is still frozen: its files belong to the same moment as its memory.
     write_metadata(subject, &folder, &work)
         .map_err(|error| Stop::new(Step::Archive, error.reason(), describe(&error)))
@@ -688,11 +697,38 @@ fn write_metadata(subject: &Subject, folder: &Path, work: &Path) -> Result<(), A
     })
 }
 
-fn explain_dump(words: &str, logs: &[PathBuf]) -> Stop {
-    let log = logs.iter().find_map(|path| fs::read(path).ok());
+fn explain_dump(words: &str, logs: &[PathBuf], since: SystemTime) -> Stop {
+    let log = logs
+        .iter()
+        .filter(|path| is_newer(path, since))
+        .find_map(|path| fs::read(path).ok());
     let log = log.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let diagnosis = criu::diagnose(words, log.as_deref());
     Stop::new(Step::Dump, diagnosis.reason, diagnosis.sentence())
+}
+
+/// containerd leaves the log of a failed dump where the next one's will be: an old one would explain the wrong failure.
+fn is_newer(path: &Path, since: SystemTime) -> bool {
+    // File times are coarser than the clock.
+    let slack = Duration::from_millis(50);
+    fs::metadata(path)
+        .and_then(|m| m.modified())
+        .is_ok_and(|modified| modified + slack >= since)
+}
+
+/// Keeps CRIU's whole log beside where the archive would be, before the runtime deletes it, and says where.
+fn keep_logs(mut stop: Stop, found: &Inspection, folder: &Path) -> Stop {
+    for subject in &found.subjects {
+        let container = &subject.container;
+        let mut logs = vec![folder.join(format!("{}.partial/work/dump.log", container.name))];
+        logs.extend(criu::log_candidates(&container.id));
+        let kept = folder.join(format!("{}.criu.log", container.name));
+        let log = logs.iter().find(|path| is_newer(path, found.started));
+        if log.is_some_and(|log| fs::copy(log, &kept).is_ok()) {
+            stop.message = format!("{}; CRIU's log is {} on the node", stop.message, kept.display());
+        }
+    }
+    stop
 }
 
 /// Verifies every archive and gives it its name.
@@ -776,6 +812,23 @@ fn partial_tar(folder: &Path, container: &str) -> PathBuf {
     folder.join(format!("{container}.tar.partial"))
 }
 
+/// After a failure: only the logs stay, and nothing if there are none.
+fn remove_all_but_logs(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let removed = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => fs::remove_dir_all(&path),
+            Ok(_) if path.extension().is_none_or(|e| e != "log") => fs::remove_file(&path),
+            _ => Ok(()),
+        };
+        if let Err(error) = removed {
+            tracing::error!(path = %path.display(), %error, "cannot delete a partial file");
+        }
+    }
+    // Refused, as it should be, while logs are there.
+    let _ = fs::remove_dir(folder);
+}
+
 /// Deletes an archive's folder; it is no error if there is none.
 pub fn remove_folder(folder: &Path) {
     match fs::remove_dir_all(folder) {
@@ -813,6 +866,41 @@ fn human_duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_a_failure_only_the_log_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("u-1");
+        fs::create_dir_all(folder.join("main.partial/checkpoint")).unwrap();
+        fs::write(folder.join("main.tar.partial"), b"x").unwrap();
+        fs::write(folder.join("main.criu.log"), b"x").unwrap();
+        remove_all_but_logs(&folder);
+        let left: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .flatten()
+            .map(|e| e.file_name())
+            .collect();
+        assert_eq!(left, ["main.criu.log"]);
+        fs::remove_file(folder.join("main.criu.log")).unwrap();
+        remove_all_but_logs(&folder);
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn a_log_of_an_earlier_attempt_does_not_explain_this_one() {
+        let root = tempfile::tempdir().unwrap();
+        let log = root.path().join("criu-dump.log");
+        fs::write(&log, "(00.1) Error (criu/x.c:1): Can't lookup mount=1\n").unwrap();
+        let later = SystemTime::now() + Duration::from_secs(60);
+        assert_eq!(
+            explain_dump("something new", std::slice::from_ref(&log), later).reason,
+            Reason::DumpFailed
+        );
+        assert_eq!(
+            explain_dump("something new", &[log], SystemTime::UNIX_EPOCH).reason,
+            Reason::ExternalFile
+        );
+    }
 
     #[test]
     fn sizes_and_times_are_for_people() {

@@ -93,11 +93,11 @@ impl Report {
         self.status.archive_state = Some(state);
     }
 
-    /// Applies the report, trying again for as long as the API server cannot be reached.
+    /// Applies the report, trying again for as long as the API server cannot be reached; the object as it is then.
     ///
     /// # Errors
     /// [`ReportError::Gone`] when the object no longer exists; [`ReportError::Api`] when the API server refuses.
-    pub async fn publish(&self, client: &Client) -> Result<(), ReportError> {
+    pub async fn publish(&self, client: &Client) -> Result<PodCheckpoint, ReportError> {
         let api: Api<PodCheckpoint> = Api::namespaced(client.clone(), &self.namespace);
         let params = PatchParams::apply(AGENT_MANAGER).force();
         let body = self.body();
@@ -111,7 +111,6 @@ impl Report {
             .when(is_transient)
             .notify(|error, after| tracing::warn!(%error, ?after, "status not written, trying again"))
             .await
-            .map(drop)
             .map_err(ReportError::from)
     }
 

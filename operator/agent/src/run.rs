@@ -341,7 +341,15 @@ async fn announce(client: &Client, report: &mut Report) -> bool {
     );
     report.archive_state(ArchiveState::Writing);
     match report.publish(client).await {
-        Ok(()) => true,
+        // The cache may be behind: the controller can have given up, or the user, a moment ago.
+        Ok(object) if object.is_terminal() || object.metadata.deletion_timestamp.is_some() => {
+            report.archive_state(ArchiveState::Nothing);
+            if let Err(error) = report.publish(client).await {
+                tracing::warn!(%error, "not taken back");
+            }
+            false
+        }
+        Ok(_) => true,
         Err(error) => {
             tracing::warn!(%error, "not begun");
             false
@@ -412,7 +420,7 @@ async fn deliver(client: &Client, context: &Context, object: &PodCheckpoint, rep
         tracing::error!(%error, "the result is not in the journal");
     }
     match report.publish(client).await {
-        Ok(()) => {}
+        Ok(_) => {}
         Err(ReportError::Gone) => {
             tracing::warn!(name = object.name_any(), "the object went away");
             if !keeps(&context.folder(&uid)) {

@@ -30,13 +30,15 @@ pub async fn correct_books(socket: &Path, freezers: &[Freezer]) -> Result<(), Ta
     outcome
 }
 
-/// [`correct_books`] for a caller that knows no socket and has no async runtime. A runtime other than containerd has no
+/// [`correct_books`] for a caller that has no async runtime. A runtime other than containerd has no
 /// such books.
-pub(super) fn correct_books_blocking(freezers: &[Freezer]) -> Result<(), String> {
+pub(super) fn correct_books_blocking(socket: &Path, freezers: &[Freezer]) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     runtime.block_on(async {
-        let cri = Cri::discover(None).await.map_err(|error| error.to_string())?;
+        let cri = Cri::discover(Some(socket))
+            .await
+            .map_err(|error| error.to_string())?;
         if !cri.version().is_containerd() {
             return Ok(());
         }

@@ -48,9 +48,12 @@ impl Watchdog {
     ///
     /// # Errors
     /// When it cannot be started. Then nothing may be frozen.
-    pub fn arm(freezers: &[Freezer], deadline: Duration) -> io::Result<Self> {
+    pub fn arm(freezers: &[Freezer], deadline: Duration, runtime_socket: &Path) -> io::Result<Self> {
         let mut command = Command::new("/proc/self/exe");
-        command.arg("watchdog").arg(deadline.as_secs().to_string());
+        command
+            .arg("watchdog")
+            .arg(deadline.as_secs().to_string())
+            .arg(runtime_socket);
         command.arg(serde_json::to_string(freezers).map_err(io::Error::other)?);
         let mut child = command
             .stdin(Stdio::piped())
@@ -91,7 +94,7 @@ impl Watchdog {
 }
 
 /// The watchdog's own `main`. `deadline` is in seconds, `freezers` is JSON.
-pub fn main(deadline: u64, freezers: &str) -> ExitCode {
+pub fn main(deadline: u64, runtime_socket: &Path, freezers: &str) -> ExitCode {
     let Ok(freezers) = serde_json::from_str::<Vec<Freezer>>(freezers) else {
         return ExitCode::from(2);
     };
@@ -102,7 +105,7 @@ pub fn main(deadline: u64, freezers: &str) -> ExitCode {
     // The agent's terminal signals are not for this process.
     let _ = rustix::process::setsid();
     // Books that were left wrong before would make this checkpoint one of running processes.
-    if let Err(error) = correct_books_blocking(&freezers) {
+    if let Err(error) = correct_books_blocking(runtime_socket, &freezers) {
         say(&format!("containerd's books cannot be read: {error}"));
     }
     println!("armed");
@@ -115,7 +118,7 @@ pub fn main(deadline: u64, freezers: &str) -> ExitCode {
         "released the target; it {}",
         if runs { "runs" } else { "does not run" }
     ));
-    if let Err(error) = correct_books(&freezers, started) {
+    if let Err(error) = correct_books(runtime_socket, &freezers, started) {
         say(&format!("containerd may still call the target paused: {error}"));
     }
     if runs {
@@ -194,13 +197,13 @@ fn release(freezers: &[Freezer], started: Instant) -> bool {
             thaw(freezers);
         }
         match source_state(freezers) {
-            SourceState::Runs { .. } => {
+            SourceState::Gone => return true,
+            state if !is_held(&state) => {
                 if quiet_since.get_or_insert_with(Instant::now).elapsed() >= QUIET {
                     return true;
                 }
             }
-            SourceState::Gone => return true,
-            SourceState::Traced { .. } | SourceState::Stopped { .. } | SourceState::Frozen { .. } => {
+            _ => {
                 quiet_since = None;
                 let harmless = infected.settled(freezers) && started.elapsed() >= TRACER_PATIENCE;
                 if harmless || started.elapsed() >= TRACER_LIMIT {
@@ -212,6 +215,15 @@ fn release(freezers: &[Freezer], started: Instant) -> bool {
         sleep(TICK);
     }
     false
+}
+
+/// Whether the checkpoint holds the target. Somebody else's debugger or stop signal is not ours to end or to wait for.
+fn is_held(state: &SourceState) -> bool {
+    match state {
+        SourceState::Frozen { .. } => true,
+        SourceState::Traced { command, .. } => command == "criu",
+        SourceState::Runs { .. } | SourceState::Stopped { .. } | SourceState::Gone => false,
+    }
 }
 
 /// The processes in which a tracer lets code run.
@@ -245,10 +257,10 @@ fn thaw(freezers: &[Freezer]) {
 
 /// Corrects containerd's books. Its shim answers nothing while a checkpoint is still under way, so this is tried until
 /// it does; what the checkpoint freezes meanwhile is thawed.
-fn correct_books(freezers: &[Freezer], started: Instant) -> Result<(), String> {
+fn correct_books(runtime_socket: &Path, freezers: &[Freezer], started: Instant) -> Result<(), String> {
     loop {
         thaw(freezers);
-        let outcome = correct_books_blocking(freezers);
+        let outcome = correct_books_blocking(runtime_socket, freezers);
         if outcome.is_ok() || started.elapsed() >= LIMIT {
             return outcome;
         }
@@ -278,6 +290,17 @@ fn end_abandoned_tracers(freezers: &[Freezer]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn somebody_elses_debugger_is_not_waited_for() {
+        let traced = |command: &str| SourceState::Traced {
+            pid: 1,
+            tracer: 2,
+            command: command.into(),
+        };
+        assert!(is_held(&traced("criu")));
+        assert!(!is_held(&traced("strace")));
+    }
 
     #[test]
     fn a_tracer_that_has_no_code_in_the_target_is_not_called_settled() {
