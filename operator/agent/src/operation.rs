@@ -659,15 +659,15 @@ async fn dump_directly(
     folder: &Path,
     since: SystemTime,
 ) -> Result<(), Stop> {
+    let logs = log_places(folder, &subject.container);
+    let work = work_folder(folder, &subject.container);
     let folder = folder.join(format!("{}.partial", subject.container.name));
-    let (images, work) = (folder.join("checkpoint"), folder.join("work"));
+    let images = folder.join("checkpoint");
     let made = archive::prepare(&folder)
         .and_then(|()| archive::prepare(&images))
         .and_then(|()| archive::prepare(&work));
     made.map_err(|error| Stop::new(Step::Archive, error.reason(), describe(&error)))?;
     let result = tasks.checkpoint(&subject.container.id, &images, &work).await;
-    let mut logs = vec![work.join("dump.log")];
-    logs.extend(criu::log_candidates(&subject.container.id));
     result.map_err(|error| explain_dump(&error.to_string(), &logs, since))?;
     // While the container is still frozen: its files belong to the same moment as its memory.
     write_metadata(subject, &folder, &work)
@@ -698,32 +698,41 @@ fn write_metadata(subject: &Subject, folder: &Path, work: &Path) -> Result<(), A
 }
 
 fn explain_dump(words: &str, logs: &[PathBuf], since: SystemTime) -> Stop {
-    let log = logs
-        .iter()
-        .filter(|path| is_newer(path, since))
-        .find_map(|path| fs::read(path).ok());
+    let log = log_of_this_attempt(logs, since).and_then(|path| fs::read(path).ok());
     let log = log.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let diagnosis = criu::diagnose(words, log.as_deref());
     Stop::new(Step::Dump, diagnosis.reason, diagnosis.sentence())
 }
 
+/// Where CRIU's log of a container may be: where Direct asked for it, or where the runtime leaves it.
+fn log_places(folder: &Path, container: &Container) -> Vec<PathBuf> {
+    let direct = work_folder(folder, container).join("dump.log");
+    std::iter::once(direct)
+        .chain(criu::log_candidates(&container.id))
+        .collect()
+}
+
+/// CRIU's working folder for one container, with the method Direct.
+fn work_folder(folder: &Path, container: &Container) -> PathBuf {
+    folder.join(format!("{}.partial", container.name)).join("work")
+}
+
 /// containerd leaves the log of a failed dump where the next one's will be: an old one would explain the wrong failure.
-fn is_newer(path: &Path, since: SystemTime) -> bool {
+fn log_of_this_attempt(logs: &[PathBuf], since: SystemTime) -> Option<&PathBuf> {
     // File times are coarser than the clock.
     let slack = Duration::from_millis(50);
-    fs::metadata(path)
-        .and_then(|m| m.modified())
-        .is_ok_and(|modified| modified + slack >= since)
+    let modified = |path: &Path| fs::metadata(path).and_then(|m| m.modified());
+    logs.iter()
+        .find(|path| modified(path).is_ok_and(|modified| modified + slack >= since))
 }
 
 /// Keeps CRIU's whole log beside where the archive would be, before the runtime deletes it, and says where.
 fn keep_logs(mut stop: Stop, found: &Inspection, folder: &Path) -> Stop {
     for subject in &found.subjects {
         let container = &subject.container;
-        let mut logs = vec![folder.join(format!("{}.partial/work/dump.log", container.name))];
-        logs.extend(criu::log_candidates(&container.id));
+        let logs = log_places(folder, container);
         let kept = folder.join(format!("{}.criu.log", container.name));
-        let log = logs.iter().find(|path| is_newer(path, found.started));
+        let log = log_of_this_attempt(&logs, found.started);
         if log.is_some_and(|log| fs::copy(log, &kept).is_ok()) {
             stop.message = format!("{}; CRIU's log is {} on the node", stop.message, kept.display());
         }
