@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod restore;
+pub mod scenario;
 
 use std::io::Write;
 use std::path::Path;
