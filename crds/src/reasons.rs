@@ -11,12 +11,21 @@ pub struct ReasonDoc {
     pub meaning: &'static str,
     /// What the operator saw when it said so, and how to see it by hand.
     pub evidence: &'static str,
+    /// How to see it by hand: commands. Empty when the evidence says it already.
+    pub confirm: &'static str,
     /// What to do about it. Empty when nothing needs to be done.
     pub remedy: &'static str,
+    /// What else the remedy affects. Empty when that is nothing but the target.
+    pub affects: &'static str,
 }
 
 macro_rules! reasons {
-    ($($section:literal { $($name:ident { $meaning:literal, $evidence:literal, $remedy:literal $(,)? })* })*) => {
+    (@or) => { "" };
+    (@or $text:literal) => { $text };
+    ($($section:literal { $($name:ident {
+        $meaning:literal, $evidence:literal, $remedy:literal $(,)?
+        $(confirm: $confirm:literal, affects: $affects:literal $(,)?)?
+    })* })*) => {
         /// A reason in one CamelCase word, as conditions carry it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Reason {
@@ -38,7 +47,13 @@ macro_rules! reasons {
             /// Its documentation.
             pub fn doc(self) -> ReasonDoc {
                 match self {
-                    $($(Self::$name => ReasonDoc { meaning: $meaning, evidence: $evidence, remedy: $remedy },)*)*
+                    $($(Self::$name => ReasonDoc {
+                        meaning: $meaning,
+                        evidence: $evidence,
+                        confirm: reasons!(@or $($confirm)?),
+                        remedy: $remedy,
+                        affects: reasons!(@or $($affects)?),
+                    },)*)*
                 }
             }
 
@@ -300,6 +315,238 @@ reasons! {
             "Check that the agent can reach the node's address on port 10250.",
         }
     }
+    "ptrace" {
+        PtraceWorks {
+            "Everything that CRIU does through ptrace works on this target.",
+            "Every thread of every process was seized, stopped, looked at as CRIU does it, let go, and runs untraced again; the finding has the counts.",
+            "",
+        }
+        ProbeIncomplete {
+            "The probe could not look at everything, so it gives no verdict.",
+            "The finding names what could not be looked at.",
+            "Run it by hand on the node: `podcheckpoint-probe --pid PID`.",
+        }
+        ProbeStalled {
+            "The probe itself did not answer in time, so it gives no verdict. It has been ended, and nothing is left traced.",
+            "The finding names the last step that it announced.",
+            "Run it by hand on the node: `podcheckpoint-probe --pid PID --json`.",
+        }
+        GuestUnhealthy {
+            "The machine cannot do what needs no ptrace at all: sleep, fork and wait, or stop a child. Nothing said about ptrace there would mean anything.",
+            "One of the controls did not end, or ended wrongly.",
+            "Look at the machine itself: its clock source, its load, its console. In a micro-VM guest: give it a working clock source and at least one whole CPU.",
+            confirm: "`time sleep 1; sh -c 'exit 7'; echo $?`",
+            affects: "The whole guest.",
+        }
+        SeccompNotifyUnanswered {
+            "The tracer sleeps in the kernel, since a seccomp filter asks a listener whether it may call ptrace, and the listener does not answer. strace and CRIU hang there without a word.",
+            "The tracer is in state S in seccomp_do_user_notification, in the system call ptrace, and the target's TracerPid is 0. Processes that hold a seccomp listener are named.",
+            "Restart or mend the process that holds the listener. Closing the listener turns the hang into ENOSYS. A filter cannot be taken off a running process: start the tracer's pod again with `securityContext: {seccompProfile: {type: Unconfined}}`.",
+            confirm: "`cat /proc/TRACER/wchan; ls -l /proc/*/fd 2>/dev/null | grep 'seccomp notify'`",
+            affects: "The tracer's own pod, and whoever else the listener serves.",
+        }
+        SeccompKillsTracer {
+            "A seccomp filter kills the tracer when it calls ptrace.",
+            "The probe's child died by SIGSYS in its first call, of a process that cannot exist.",
+            "Run the tracer without that filter: `securityContext: {seccompProfile: {type: Unconfined}}`. A filter cannot be taken off a running process.",
+            confirm: "`grep Seccomp /proc/self/status; dmesg | grep type=1326`",
+            affects: "The tracer's own pod.",
+        }
+        SeccompListenerGone {
+            "A seccomp filter asks a listener about ptrace that exists no more, or answers that there is no such call.",
+            "ptrace of a process that cannot exist gives ENOSYS instead of ESRCH, and the tracer has a seccomp filter.",
+            "Start the tracer's pod again: a filter without its listener cannot be mended. Or use `seccompProfile: {type: Unconfined}`.",
+            confirm: "`grep Seccomp /proc/self/status; strace -p 1`",
+            affects: "The tracer's own pod.",
+        }
+        SeccompBlocksTracer {
+            "A seccomp filter forbids the tracer to call ptrace.",
+            "ptrace of a process that cannot exist gives EPERM instead of ESRCH, and the tracer has a seccomp filter.",
+            "Run the tracer privileged or with `securityContext: {seccompProfile: {type: Unconfined}}`. A filter cannot be taken off a running process.",
+            confirm: "`grep Seccomp /proc/self/status`",
+            affects: "The tracer's own pod.",
+        }
+        TracerSeccompFiltered {
+            "The tracer has a seccomp filter of its own, and the kernel lets nobody with one suspend or read the filters of others. The target has a filter, so CRIU cannot dump it from there.",
+            "PTRACE_O_SUSPEND_SECCOMP gives EPERM or PTRACE_SECCOMP_GET_FILTER gives EACCES; the Seccomp fields of both are not 0.",
+            "Run what calls CRIU (the agent, or the container runtime's service) without a seccomp filter: `seccompProfile: {type: Unconfined}`, or no SystemCallFilter in the systemd unit.",
+            confirm: "`grep Seccomp /proc/self/status /proc/PID/status`",
+            affects: "The tracer's own pod or service.",
+        }
+        YamaNoAttach {
+            "Yama forbids every ptrace on this kernel (ptrace_scope 3), also to root.",
+            "kernel.yama.ptrace_scope is 3; reading access (kcmp) may be allowed while attaching is denied.",
+            "None without a reboot: the value 3 cannot be lowered while the kernel runs. Drain the node, remove the setting from /etc/sysctl.d, reboot.",
+            confirm: "`cat /proc/sys/kernel/yama/ptrace_scope`",
+            affects: "Every pod on the node: it has to be drained.",
+        }
+        YamaScopeRestricted {
+            "Yama allows ptrace only to a parent (ptrace_scope 1) or only with CAP_SYS_PTRACE (2), and the tracer lacks the capability.",
+            "kernel.yama.ptrace_scope is 1 or 2, the tracer's CapEff lacks bit 19, and the target is not its child.",
+            "Give the tracer the capability: `securityContext: {capabilities: {add: [SYS_PTRACE]}}` or privileged. Lowering ptrace_scope would do too, but for every process of the node.",
+            confirm: "`cat /proc/sys/kernel/yama/ptrace_scope; grep CapEff /proc/self/status`",
+            affects: "The tracer's own pod; the sysctl would affect the whole node.",
+        }
+        MissingPtraceCapability {
+            "The tracer has no CAP_SYS_PTRACE over the target, and is not its equal in users and capabilities.",
+            "Reading and attaching are both denied; the tracer's CapEff lacks bit 19, or the target's user namespace is not the tracer's nor below it.",
+            "Run the tracer privileged and in the host's user namespace (`hostUsers: true`), or add SYS_PTRACE; CRIU needs SYS_ADMIN or CHECKPOINT_RESTORE too.",
+            confirm: "`grep CapEff /proc/self/status; ls -l /proc/self/ns/user /proc/PID/ns/user`",
+            affects: "The tracer's own pod.",
+        }
+        TargetNotDumpable {
+            "The target has made itself not dumpable (prctl PR_SET_DUMPABLE, or a set-user-ID program), and the tracer has no CAP_SYS_PTRACE.",
+            "/proc/PID belongs to root although another user runs the process.",
+            "Trace with CAP_SYS_PTRACE, as the agent on the node has it; the target need not be changed.",
+            confirm: "`stat -c %U /proc/PID; grep Uid /proc/PID/status`",
+            affects: "The tracer's own pod.",
+        }
+        AppArmorDenied {
+            "AppArmor denies the tracer to trace the target.",
+            "The kernel's log has `apparmor=\"DENIED\" operation=\"ptrace\"` for the probe, or the tracer is confined by a profile and nothing else denies.",
+            "Run the tracer unconfined (`securityContext: {appArmorProfile: {type: Unconfined}}`): an unconfined tracer is never denied. Otherwise both profiles need a rule: `ptrace (trace,read) peer=TARGET` and `ptrace (tracedby,readby) peer=TRACER`.",
+            confirm: "`cat /proc/self/attr/current /proc/PID/attr/current; dmesg | grep 'operation=\"ptrace\"'`",
+            affects: "A profile that is changed: every process on the node that runs under it.",
+        }
+        SELinuxDenied {
+            "SELinux denies the tracer to trace the target.",
+            "An AVC with `{ ptrace }` for the probe, or the boolean deny_ptrace is on while SELinux enforces.",
+            "Run the tracer as spc_t (`securityContext: {seLinuxOptions: {type: spc_t}}`); when the boolean is the cause, `setsebool deny_ptrace off` without -P for the time of the checkpoint.",
+            confirm: "`getsebool deny_ptrace; ausearch -m avc -ts recent | grep ptrace`",
+            affects: "The boolean: every domain on the node.",
+        }
+        BpfLsmDenied {
+            "A BPF program attached to the kernel's security hooks seems to deny ptrace; Tetragon and KubeArmor do such things.",
+            "Everything else allows it, and BPF programs of the type LSM are loaded.",
+            "Exempt the tracer in the policy of the tool that loaded the program.",
+            confirm: "`bpftool prog list type lsm`",
+            affects: "What that policy protects.",
+        }
+        LandlockDenied {
+            "The tracer has restricted itself with Landlock, which allows ptrace only inside its own domain.",
+            "The probe may trace its own child and not the target, everything else allows it, and Landlock is active.",
+            "Start the tracer without Landlock; a domain cannot be left.",
+            confirm: "`strace -f -e trace=landlock_restrict_self COMMAND` at the tracer's start",
+            affects: "The tracer's own process.",
+        }
+        PtraceDeniedUnexplained {
+            "The kernel denies ptrace, and none of the known causes fits what was seen.",
+            "The finding lists what was ruled out, and where the evidence contradicts itself.",
+            "Look at the kernel's log and at security tools of the vendor; please report the output of `podcheckpoint-probe --pid PID --json`.",
+            confirm: "`dmesg | tail; strace -f -p PID`",
+            affects: "Unknown.",
+        }
+        PtraceOperationFailed {
+            "The target can be attached to, but one of the operations that CRIU needs is refused.",
+            "The finding names the operation and the error.",
+            "Look at the kernel's log; a hypervisor or a security tool that handles ptrace half is the usual cause.",
+            confirm: "`podcheckpoint-probe --pid PID --json`",
+            affects: "Unknown.",
+        }
+        PtraceStalled {
+            "A ptrace operation does not return, and none of the known causes of a hang fits.",
+            "The finding has the step, the error, and where both tasks wait in the kernel.",
+            "Look at the stacks in the finding; please report them.",
+            confirm: "`cat /proc/TRACER/stack /proc/TARGET/stack`",
+            affects: "Unknown.",
+        }
+        AlreadyTraced {
+            "Somebody else traces the target already; there can be only one tracer.",
+            "TracerPid of a thread is not 0; the finding names the tracer and its command.",
+            "End that debugger, or ask whoever runs it. It is not killed for you.",
+            confirm: "`grep TracerPid /proc/PID/task/*/status`",
+            affects: "The debugging session.",
+        }
+        TargetExiting {
+            "The process, or its first thread, has ended and is not yet gone.",
+            "Its state is Z or X. CRIU cannot save a process whose first thread has ended while others run on.",
+            "Wait for it to end, or mend the program: the first thread must outlive the others.",
+            confirm: "`grep State /proc/PID/task/*/status`",
+            affects: "Nothing else.",
+        }
+        TargetPidNotVisible {
+            "There is no such process in the probe's process namespace.",
+            "/proc has no such number.",
+            "Run the probe in the host's process namespace (`hostPID: true`), and give the number that the process has there.",
+            confirm: "`grep NSpid /proc/*/status`",
+            affects: "The tracer's own pod.",
+        }
+        TargetKernelThread {
+            "The target is a thread of the kernel, which nobody can trace.",
+            "Its flags in /proc/PID/stat have PF_KTHREAD.",
+            "Choose a process of a container.",
+        }
+        TargetFrozen {
+            "The container was frozen before the checkpoint began, by someone else or by an earlier attempt. In a frozen cgroup v1 a tracer waits for ever; in v2 CRIU does, once it has put its code in.",
+            "freezer.state says FROZEN (v1), or cgroup.events says frozen 1 (v2), of its cgroup or one above; the finding names the one that was told to freeze.",
+            "Find out who froze it, then thaw it: `ctr -n k8s.io tasks resume ID` on the node, or write THAWED to freezer.state (v1) or 0 to cgroup.freeze (v2) of the cgroup in the finding.",
+            confirm: "`cat /proc/PID/cgroup; cat CGROUP/freezer.state CGROUP/cgroup.events`",
+            affects: "Everything in that cgroup.",
+        }
+        TargetFrozenStopped {
+            "The target is stopped by a signal and frozen. PTRACE_SEIZE itself does not return then.",
+            "The cgroup is frozen and a thread waits in do_signal_stop; a tracer waits in state D in ptrace_attach.",
+            "Thaw the cgroup first, as for TargetFrozen; then continue the process (`kill -CONT PID`) if its owner agrees.",
+            confirm: "`cat /proc/PID/wchan /proc/PID/cgroup`",
+            affects: "Everything in that cgroup.",
+        }
+        TargetUninterruptible {
+            "A thread waits in the kernel in a way that nothing can interrupt, so that it cannot be stopped.",
+            "Its state is D each time that it was looked at; the finding has the function that it waits in. CRIU's log has `state D` or a timeout while freezing.",
+            "Find what it waits for (`cat /proc/PID/stack` on the node): usually a hung network or FUSE file system, or a vfork whose child has not yet called exec. Then create another PodCheckpoint.",
+            confirm: "`grep State /proc/PID/task/*/status; cat /proc/PID/wchan`",
+            affects: "Whoever else uses that file system.",
+        }
+        TargetExecInProgress {
+            "The target is in the middle of execve and waits for a thread of its own that cannot end. A tracer waits for it in PTRACE_SEIZE.",
+            "The target waits in begin_new_exec or de_thread; a tracer waits in state S in ptrace_attach.",
+            "Try again a moment later. If it lasts, another tracer holds one of its threads: let that one go.",
+            confirm: "`cat /proc/PID/wchan; grep TracerPid /proc/PID/task/*/status`",
+            affects: "Nothing else.",
+        }
+        TargetStopped {
+            "The target is stopped by a signal (SIGSTOP, SIGTSTP, or a terminal).",
+            "The state of a thread is T.",
+            "Continue it (`kill -CONT PID`) if its owner agrees. A stopped and then frozen process cannot be seized in cgroup v1.",
+            confirm: "`grep State /proc/PID/task/*/status`",
+            affects: "The target sees that it was continued.",
+        }
+        PendingSigtrap {
+            "SIGTRAP waits for a thread that blocks it. CRIU needs that signal for itself and refuses.",
+            "Bit 4 of SigPnd or ShdPnd in the thread's status is set.",
+            "Try again; if it stays, the program blocks SIGTRAP, which it should not.",
+            confirm: "`grep -E 'SigPnd|ShdPnd|SigBlk' /proc/PID/task/*/status`",
+            affects: "Nothing else.",
+        }
+        SeccompListenerNotRestorable {
+            "The target's seccomp filter asks a listener. The dump works, but a restored process has no listener, and every call that the filter asks about gives ENOSYS.",
+            "A filter of the target returns SECCOMP_RET_USER_NOTIF.",
+            "Run the pod with a seccomp profile without SCMP_ACT_NOTIFY, or set allowDegraded if the restored process can live without those calls.",
+            confirm: "`podcheckpoint-probe --pid PID`",
+            affects: "The next start of the pod.",
+        }
+        HardwareBreakpointsBroken {
+            "Hardware breakpoints do not trap on this (virtual) machine. CRIU before 4.2 uses them and waits for ever.",
+            "A child of the probe ran over a breakpoint that was set in its debug registers, and nothing happened; SEV-SNP and TDX guests are like that.",
+            "Install CRIU 4.2 or later, which notices.",
+            confirm: "`podcheckpoint-probe --node --json | grep Breakpoint`",
+            affects: "CRIU on the node.",
+        }
+        KernelLacksCheckpointRestore {
+            "The kernel was built without CONFIG_CHECKPOINT_RESTORE. Stock Kata guest kernels are.",
+            "kcmp gives ENOSYS, /proc/sys/kernel/ns_last_pid is missing, or PTRACE_O_SUSPEND_SECCOMP gives EINVAL.",
+            "Boot a kernel with CONFIG_CHECKPOINT_RESTORE; no live change exists.",
+            confirm: "`ls /proc/sys/kernel/ns_last_pid; zgrep CHECKPOINT_RESTORE /proc/config.gz /boot/config-$(uname -r)`",
+            affects: "The node, or every guest of that RuntimeClass.",
+        }
+        CriuProbeStalled {
+            "`criu check` did not end in time: CRIU would hang in the same place with the pod already frozen.",
+            "The finding has what it wrote and what its processes waited for at the deadline.",
+            "If it waits in iptables, the node resolves names too slowly or the lock in /run/xtables.lock is held; otherwise install CRIU 4.1 or later.",
+            confirm: "`time criu check --all`",
+            affects: "CRIU on the node.",
+        }
+    }
     "The archive" {
         StorageFull {
             "The archive root has too little free space.",
@@ -348,11 +595,6 @@ reasons! {
             "CRIU's log has `Unable to connect a transport socket: Permission denied`.",
             "Allow it in the profile, or run the pod with appArmorProfile type Unconfined.",
         }
-        TaskUninterruptible {
-            "A process waits in the kernel and cannot be stopped.",
-            "CRIU's log has `state D` or a timeout while freezing.",
-            "Find what it waits for (`cat /proc/PID/stack` on the node), usually a hung network file system; then create another PodCheckpoint.",
-        }
         ZombieInTree {
             "A process that has ended is not reaped by its parent.",
             "CRIU's log has `zombie found while seizing`.",
@@ -398,7 +640,7 @@ reasons! {
             "CRIU's log has `proper root mount` or names a file system.",
             "Remove that volume or mount from the container.",
         }
-        SessionLeaderOutside {
+        SessionLeaderOutsidePidns {
             "A process belongs to a session that was begun outside the container's process namespace.",
             "CRIU's log has `A session leader of N is outside of its pid namespace`.",
             "End `kubectl exec` sessions; in a Kata guest use Kata 4.1.0 or later.",
@@ -417,11 +659,6 @@ reasons! {
             "CRIU ended without an answer.",
             "The runtime's answer has `EOF` on CRIU's socket, or the log ends in the middle.",
             "See the node's kernel log for an out-of-memory kill or a crash of criu.",
-        }
-        SourceAlreadyPaused {
-            "The container was frozen before the checkpoint began, by someone else or by an earlier attempt.",
-            "Its freezer says FROZEN, or the runtime says that it is paused.",
-            "Find out who froze it; thaw it with `ctr -n k8s.io tasks resume ID` on the node, then create another PodCheckpoint.",
         }
     }
     "The pod afterwards" {
@@ -448,6 +685,28 @@ reasons! {
     }
 }
 
+/// All that is to be said of one reason, in Markdown, without its heading.
+pub fn text(reason: Reason) -> String {
+    let ReasonDoc {
+        meaning,
+        evidence,
+        confirm,
+        remedy,
+        affects,
+    } = reason.doc();
+    let parts = [
+        ("Evidence", evidence),
+        ("See it by hand", confirm),
+        ("Remedy", remedy),
+        ("The remedy affects", affects),
+    ];
+    let mut text = format!("{meaning}\n");
+    for (name, part) in parts.into_iter().filter(|(_, part)| !part.is_empty()) {
+        text.push_str(&format!("\n*{name}:* {part}\n"));
+    }
+    text
+}
+
 /// The documentation page of all reasons, in Markdown.
 pub fn markdown() -> String {
     let mut page = String::from(
@@ -458,17 +717,7 @@ pub fn markdown() -> String {
     for (section, reasons) in Reason::SECTIONS {
         page.push_str(&format!("\n## {section}\n"));
         for reason in *reasons {
-            let ReasonDoc {
-                meaning,
-                evidence,
-                remedy,
-            } = reason.doc();
-            page.push_str(&format!(
-                "\n### {reason}\n\n{meaning}\n\n*Evidence:* {evidence}\n"
-            ));
-            if !remedy.is_empty() {
-                page.push_str(&format!("\n*Remedy:* {remedy}\n"));
-            }
+            page.push_str(&format!("\n### {reason}\n\n{}", text(*reason)));
         }
     }
     page

@@ -85,11 +85,11 @@ const SIGNATURES: &[(&str, Reason)] = &[
     ("suspending seccomp failed", Reason::SeccompSuspendDenied),
     ("Unable to interrupt task", Reason::PtraceDenied),
     ("found while seizing", Reason::ZombieInTree),
-    (", state D", Reason::TaskUninterruptible),
-    ("Timeout reached. Try to interrupt", Reason::TaskUninterruptible),
+    (", state D", Reason::TargetUninterruptible),
+    ("Timeout reached. Try to interrupt", Reason::TargetUninterruptible),
     ("Unseizable non-zombie", Reason::PtraceDenied),
     ("connect a transport socket: Permission denied", Reason::LsmDenied),
-    ("session leader of", Reason::SessionLeaderOutside),
+    ("session leader of", Reason::SessionLeaderOutsidePidns),
     ("Connected TCP socket", Reason::TcpEstablished),
     ("tcp-established", Reason::TcpEstablished),
     ("External socket is used", Reason::ExternalUnixSocket),
@@ -135,8 +135,8 @@ const SIGNATURES: &[(&str, Reason)] = &[
         "method CheckpointContainer not implemented",
         Reason::RuntimeTooOld,
     ),
-    ("cannot pause a paused", Reason::SourceAlreadyPaused),
-    ("unable to freeze", Reason::TaskUninterruptible),
+    ("cannot pause a paused", Reason::TargetFrozen),
+    ("unable to freeze", Reason::TargetUninterruptible),
     ("container not running", Reason::SourcePodGone),
     ("process already finished", Reason::SourcePodGone),
     ("ttrpc: closed", Reason::SourcePodGone),
@@ -323,7 +323,7 @@ mod tests {
     fn a_process_in_d_state_is_not_called_a_denial() {
         let log =
             "(10.0) Error (compel/src/lib/infect.c:365): Unseizable non-zombie 5 found, state D, err -1/4\n";
-        assert_eq!(diagnose("", Some(log)).reason, Reason::TaskUninterruptible);
+        assert_eq!(diagnose("", Some(log)).reason, Reason::TargetUninterruptible);
     }
 
     #[test]

@@ -386,11 +386,11 @@ fn check_target(
         note(
             report,
             &format!("freezer of {name}"),
-            (!frozen).then_some(()).ok_or(Reason::SourceAlreadyPaused),
+            (!frozen).then_some(()).ok_or(Reason::TargetFrozen),
             &evidence,
         );
         if frozen {
-            return Err(Stop::new(Step::Inspect, Reason::SourceAlreadyPaused, evidence));
+            return Err(Stop::new(Step::Inspect, Reason::TargetFrozen, evidence));
         }
     }
     let memory: u64 = subjects.iter().map(|s| s.target.memory_bytes()).sum();

@@ -1,0 +1,155 @@
+//! Disposable children: whatever may hang happens in one, and its parent holds the deadline.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::pipe2;
+
+use crate::sys::{self, Fork, Waited};
+
+/// How long a child may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Without a word from it.
+    pub silence: Duration,
+    /// In all.
+    pub total: Duration,
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself.
+    Exited(i32),
+    /// By a signal that was not the parent's.
+    Killed(i32),
+    /// It was silent for too long; it has been killed. False when even that did not end it.
+    Silent(bool),
+    /// It went on talking past its total; it has been killed.
+    Late,
+}
+
+/// A child could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("a child process cannot be started: {0}")]
+pub struct ChildError(#[from] nix::errno::Errno);
+
+/// Runs `work` in a child, hands what it writes to `heard` as it comes, and calls `silent` with the child's number
+/// before it is killed for its silence, while both tasks can still be looked at.
+///
+/// # Errors
+/// When there is no room for a process or a pipe.
+pub fn run(
+    limits: Limits,
+    work: impl FnOnce(&mut File),
+    mut heard: impl FnMut(&[u8]),
+    silent: impl FnOnce(i32),
+) -> Result<Ending, ChildError> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    match sys::fork().map_err(nix::errno::Errno::from_raw)? {
+        Fork::Child => {
+            drop(reader);
+            work(&mut File::from(writer));
+            sys::exit(0)
+        }
+        Fork::Parent(pid) => {
+            drop(writer);
+            let over = listen(reader, limits, &mut heard);
+            Ok(match over {
+                Over::Closed => reap(pid, limits.silence, silent),
+                Over::Silent => {
+                    silent(pid);
+                    Ending::Silent(end(pid))
+                }
+                Over::Late => {
+                    end(pid);
+                    Ending::Late
+                }
+            })
+        }
+    }
+}
+
+enum Over {
+    Closed,
+    Silent,
+    Late,
+}
+
+fn listen(reader: OwnedFd, limits: Limits, heard: &mut impl FnMut(&[u8])) -> Over {
+    let mut reader = File::from(reader);
+    let mut buffer = [0u8; 16 * 1024];
+    let started = Instant::now();
+    loop {
+        let left = limits.total.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return Over::Late;
+        }
+        let wait = left.min(limits.silence);
+        let milliseconds = u16::try_from(wait.as_millis()).unwrap_or(u16::MAX).max(1);
+        let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::from(milliseconds)) {
+            Ok(0) if wait == limits.silence => return Over::Silent,
+            Ok(0) => return Over::Late,
+            Ok(_) => match reader.read(&mut buffer) {
+                Ok(0) => return Over::Closed,
+                Ok(count) => heard(buffer.get(..count).unwrap_or_default()),
+                Err(_) => return Over::Closed,
+            },
+            Err(_) => {}
+        }
+    }
+}
+
+/// A child that has closed its end is about to exit; one that does not is treated as silent.
+fn reap(pid: i32, limit: Duration, silent: impl FnOnce(i32)) -> Ending {
+    match wait_until(pid, limit) {
+        Some(Waited::Exited(status)) => Ending::Exited(status),
+        Some(Waited::Killed(signal)) => Ending::Killed(signal),
+        _ => {
+            silent(pid);
+            Ending::Silent(end(pid))
+        }
+    }
+}
+
+/// Kills a child; whether it ended within half a second, which it does not in the middle of an uninterruptible wait.
+pub fn end(pid: i32) -> bool {
+    sys::kill(pid, libc::SIGKILL);
+    wait_until(pid, Duration::from_millis(500)).is_some()
+}
+
+/// Waits for the end of a child; `None` when it does not come in time.
+pub fn wait_until(pid: i32, limit: Duration) -> Option<Waited> {
+    let started = Instant::now();
+    loop {
+        match sys::wait(pid, false) {
+            Ok(Waited::Nothing | Waited::Stopped(..)) => {}
+            Ok(ended) => return Some(ended),
+            Err(_) => return Some(Waited::Exited(0)),
+        }
+        if started.elapsed() > limit {
+            return None;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// Runs `work` in a child and gives its answer, `None` when it did not answer in time: for reads of /proc that can
+/// block.
+pub fn ask(limit: Duration, work: impl FnOnce() -> Vec<u8>) -> Option<Vec<u8>> {
+    let mut answer = Vec::new();
+    let limits = Limits {
+        silence: limit,
+        total: limit,
+    };
+    let write = |out: &mut File| {
+        let _ = out.write_all(&work());
+    };
+    let ending = run(limits, write, |bytes| answer.extend_from_slice(bytes), |_| {});
+    matches!(ending, Ok(Ending::Exited(0))).then_some(answer)
+}

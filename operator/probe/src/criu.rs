@@ -1,0 +1,262 @@
+//! CRIU on this machine: where it is, its version, and what `criu check --all` says, under a deadline. It runs beside
+//! the ladder. It looks at the kernel anew: a cache in /run that was written under other circumstances is covered up,
+//! and nothing of the machine is changed.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{Pid, pipe2, setpgid};
+
+use crate::child;
+use crate::facts;
+use crate::observation::Criu;
+use crate::proc;
+use crate::sys::{self, Fork, Waited};
+
+/// How long CRIU's own check may take, so that a verdict comes within two seconds. It takes a tenth of that.
+pub const LIMIT: Duration = Duration::from_millis(1600);
+/// How many of its lines are kept, and how long each may be.
+const LINES: usize = 12;
+const LINE: usize = 300;
+const FOLDERS: [&str; 6] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
+
+/// Where CRIU is to be looked for.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// The program; found in the usual folders when absent.
+    pub program: Option<PathBuf>,
+    /// A process whose mount, network, IPC and host name namespaces are entered first: the host's first one, from a
+    /// container.
+    pub namespaces_of: Option<i32>,
+}
+
+/// A check that goes on.
+pub struct Running {
+    child: Option<(i32, OwnedFd)>,
+    started: Instant,
+}
+
+/// Starts the check.
+pub fn start(place: &Place) -> Running {
+    Running {
+        child: begin(place).ok(),
+        started: Instant::now(),
+    }
+}
+
+fn begin(place: &Place) -> Result<(i32, OwnedFd), nix::errno::Errno> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    match sys::fork().map_err(nix::errno::Errno::from_raw)? {
+        Fork::Parent(pid) => Ok((pid, reader)),
+        Fork::Child => {
+            drop(reader);
+            // A group of its own, so that what CRIU starts can be ended with it.
+            let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+            check(place, writer);
+            sys::exit(127)
+        }
+    }
+}
+
+/// In the child: becomes `criu check`. Returns only when there is none.
+fn check(place: &Place, out: OwnedFd) {
+    if place.namespaces_of.is_some_and(|pid| enter(pid).is_err()) {
+        sys::exit(126);
+    }
+    cover_cache();
+    let found = place.program.clone().filter(|program| program.exists());
+    let found = found.or_else(|| {
+        FOLDERS
+            .iter()
+            .map(|f| Path::new(f).join("criu"))
+            .find(|p| p.exists())
+    });
+    let Some(program) = found.filter(|found| place.program.as_ref().is_none_or(|wanted| wanted == found))
+    else {
+        return;
+    };
+    let Ok(errors) = out.try_clone() else { return };
+    let mut report = fs::File::from(out);
+    let version = Command::new(&program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output();
+    let version = version.map(|output| output.stdout).unwrap_or_default();
+    let version = String::from_utf8_lossy(&version);
+    let version = version
+        .lines()
+        .find_map(|line| line.strip_prefix("Version:"))
+        .unwrap_or_default()
+        .trim();
+    let _ = std::io::Write::write_all(
+        &mut report,
+        format!("{}\n{version}\n", program.display()).as_bytes(),
+    );
+    let _error = Command::new(&program)
+        .args(["check", "--all"])
+        .env_clear()
+        .env("PATH", FOLDERS.join(":"))
+        .stdin(Stdio::null())
+        .stdout(report)
+        .stderr(errors)
+        .exec();
+}
+
+fn enter(pid: i32) -> nix::Result<()> {
+    let open =
+        |name: &str| fs::File::open(format!("/proc/{pid}/ns/{name}")).map_err(|_| nix::errno::Errno::ENOENT);
+    // All are opened before the first is entered: then /proc is another one.
+    let namespaces = [
+        (open("net")?, CloneFlags::CLONE_NEWNET),
+        (open("ipc")?, CloneFlags::CLONE_NEWIPC),
+        (open("uts")?, CloneFlags::CLONE_NEWUTS),
+        (open("mnt")?, CloneFlags::CLONE_NEWNS),
+    ];
+    namespaces
+        .into_iter()
+        .try_for_each(|(file, kind)| setns(file, kind))
+}
+
+/// Gives this process an empty /run of its own, where CRIU keeps what it once found out about the kernel (criu.kdat).
+/// Without the right to do so the cache is used as it is.
+fn cover_cache() {
+    let private = || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)
+    };
+    let _ = private();
+}
+
+impl Running {
+    /// Waits for the end of the check, but never past its limit.
+    pub fn finish(self) -> Criu {
+        let Some((pid, reader)) = self.child else {
+            return Criu::default();
+        };
+        let (text, in_time) = self.started.read_all(reader);
+        let ended = child::wait_until(
+            pid,
+            if in_time {
+                Duration::from_millis(200)
+            } else {
+                Duration::ZERO
+            },
+        );
+        let waiting = if ended.is_none() { waiting(pid) } else { Vec::new() };
+        if ended.is_none() {
+            // The child is the leader of a group that only it and what it started are in.
+            sys::kill(-pid, libc::SIGKILL);
+            child::end(pid);
+        }
+        let status = match ended {
+            Some(Waited::Exited(status)) => Some(status),
+            Some(Waited::Killed(signal)) => Some(128 + signal),
+            _ => None,
+        };
+        let micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        parse(&text, status, waiting, micros)
+    }
+}
+
+trait ReadUntil {
+    fn read_all(&self, reader: OwnedFd) -> (String, bool);
+}
+
+impl ReadUntil for Instant {
+    /// Reads to the end, or until the limit is over.
+    fn read_all(&self, reader: OwnedFd) -> (String, bool) {
+        let mut reader = fs::File::from(reader);
+        let (mut bytes, mut buffer) = (Vec::new(), [0u8; 4096]);
+        loop {
+            let left = LIMIT.saturating_sub(self.elapsed());
+            let milliseconds = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
+            let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+            let in_time =
+                !left.is_zero() && poll(&mut fds, PollTimeout::from(milliseconds)).is_ok_and(|n| n > 0);
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            if !in_time {
+                return (text(&bytes), false);
+            }
+            match reader.read(&mut buffer) {
+                Ok(0) | Err(_) => return (text(&bytes), true),
+                Ok(count) => bytes.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+            }
+        }
+    }
+}
+
+/// What CRIU and its children wait for.
+fn waiting(pid: i32) -> Vec<String> {
+    let describe = |pid: i32| {
+        let status = proc::status(pid)?;
+        let place = facts::wchan(pid).unwrap_or_else(|| format!("state {}", status.state));
+        Some(format!("{}: {place}", status.comm))
+    };
+    proc::tree(pid).into_iter().filter_map(describe).take(8).collect()
+}
+
+fn parse(text: &str, status: Option<i32>, waiting: Vec<String>, micros: u64) -> Criu {
+    let mut lines = text.lines();
+    let first = |line: Option<&str>| line.map(str::to_owned).filter(|line| !line.is_empty());
+    let (path, version) = (first(lines.next()), first(lines.next()));
+    let kept = lines
+        .clone()
+        .map(|line| {
+            line.chars()
+                .filter(|c| !c.is_control())
+                .take(LINE)
+                .collect::<String>()
+        })
+        .filter(|line| !line.is_empty())
+        .take(LINES);
+    Criu {
+        good: lines.any(|line| line.starts_with("Looks good")),
+        lines: kept.collect(),
+        path,
+        version,
+        status,
+        waiting,
+        micros,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_looks_good_apart_from_options_is_good() {
+        let text = "/usr/sbin/criu\n4.1.1\nWarn  (criu/x.c:1): no soft dirty\nLooks good but some kernel features are missing\n";
+        let criu = parse(text, Some(1), Vec::new(), 5);
+        assert!(criu.good);
+        assert_eq!(
+            (criu.path.as_deref(), criu.version.as_deref()),
+            (Some("/usr/sbin/criu"), Some("4.1.1"))
+        );
+        assert_eq!(criu.lines.len(), 2);
+    }
+
+    #[test]
+    fn a_machine_without_criu_has_neither_path_nor_version() {
+        let criu = parse("", Some(127), Vec::new(), 5);
+        assert_eq!((criu.path, criu.version, criu.good), (None, None, false));
+    }
+}

@@ -1,0 +1,281 @@
+//! What can be known without touching the target: the kernel, the probe itself, and every process of the target.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::child;
+use crate::freezer::Freezer;
+use crate::observation::{Kernel, Process, Thread, Tracer, UserNamespace};
+use crate::proc::{self, Status};
+use crate::sys;
+
+/// Bit of CAP_SYS_PTRACE, capabilities(7).
+pub const CAP_SYS_PTRACE: u64 = 1 << 19;
+/// How long a read that may block gets.
+const READ: Duration = Duration::from_millis(100);
+/// A thread that is uninterruptible for all of this time is called so; shorter waits for a disk are ordinary.
+const UNINTERRUPTIBLE_SAMPLES: [Duration; 3] = [
+    Duration::from_millis(10),
+    Duration::from_millis(30),
+    Duration::from_millis(60),
+];
+/// How many threads of a process are described one by one.
+const NOTABLE: usize = 64;
+
+fn text(path: &str) -> Option<String> {
+    fs::read_to_string(path)
+        .ok()
+        .map(|text| text.trim_end_matches(['\n', '\0']).trim().to_owned())
+}
+
+fn number(path: &str) -> Option<i32> {
+    text(path)?.parse().ok()
+}
+
+/// The kernel's facts.
+pub fn kernel() -> Kernel {
+    let name = nix::sys::utsname::uname().ok();
+    let of =
+        |field: &dyn Fn(&nix::sys::utsname::UtsName) -> String| name.as_ref().map(field).unwrap_or_default();
+    let selinux = Path::new("/sys/fs/selinux").exists();
+    let flag = |path: &str| {
+        selinux
+            .then(|| text(path).map(|value| value.starts_with('1')))
+            .flatten()
+    };
+    Kernel {
+        release: of(&|n| n.release().to_string_lossy().into_owned()),
+        machine: of(&|n| n.machine().to_string_lossy().into_owned()),
+        lsm: security_modules(),
+        yama: number("/proc/sys/kernel/yama/ptrace_scope"),
+        lockdown: text("/sys/kernel/security/lockdown").and_then(|modes| selected(&modes)),
+        selinux_enforcing: flag("/sys/fs/selinux/enforce"),
+        // Current and pending value.
+        selinux_deny_ptrace: flag("/sys/fs/selinux/booleans/deny_ptrace"),
+        landlock_abi: sys::landlock_abi(),
+        bpf_lsm_programs: sys::bpf_lsm_programs().ok(),
+        features: features(),
+    }
+}
+
+fn security_modules() -> Option<Vec<String>> {
+    let listed = || {
+        Some(
+            text("/sys/kernel/security/lsm")?
+                .split(',')
+                .map(str::to_owned)
+                .collect(),
+        )
+    };
+    sys::security_modules().ok().or_else(listed)
+}
+
+/// The word in brackets: `none [integrity] confidentiality`.
+fn selected(modes: &str) -> Option<String> {
+    let (_, rest) = modes.split_once('[')?;
+    rest.split_once(']').map(|(word, _)| word.to_owned())
+}
+
+/// What CRIU needs, found out by using it, criu.org/Linux_kernel. The name is that of the configuration option.
+fn features() -> std::collections::BTreeMap<String, bool> {
+    let own = std::process::id().cast_signed();
+    let inet = u8::try_from(libc::AF_INET).unwrap_or(0);
+    let listed = |family: i32, protocol: u8| {
+        sys::lists_sockets(u8::try_from(family).unwrap_or(0), protocol) != Err(libc::ENOENT)
+    };
+    let checkpoint_restore =
+        Path::new("/proc/sys/kernel/ns_last_pid").exists() && Path::new("/proc/self/map_files").exists();
+    [
+        ("CHECKPOINT_RESTORE", checkpoint_restore),
+        ("KCMP", sys::kcmp(own) != Err(libc::ENOSYS)),
+        (
+            "PROC_CHILDREN",
+            Path::new(&format!("/proc/{own}/task/{own}/children")).exists(),
+        ),
+        ("UNIX_DIAG", listed(libc::AF_UNIX, 0)),
+        ("INET_DIAG", sys::lists_sockets(inet, 6) != Err(libc::ENOENT)),
+        ("INET_UDP_DIAG", sys::lists_sockets(inet, 17) != Err(libc::ENOENT)),
+        ("PACKET_DIAG", listed(libc::AF_PACKET, 0)),
+        ("NETLINK_DIAG", listed(libc::AF_NETLINK, 255)),
+        ("USERFAULTFD", sys::has_userfaultfd()),
+    ]
+    .into_iter()
+    .map(|(name, present)| (name.to_owned(), present))
+    .collect()
+}
+
+/// The probe as a tracer.
+pub fn tracer() -> Tracer {
+    let status = proc::status(std::process::id().cast_signed()).unwrap_or_default();
+    Tracer {
+        pid: std::process::id().cast_signed(),
+        uid: status.uid,
+        capabilities: status.capabilities,
+        seccomp: status.seccomp,
+        initial_user_namespace: is_initial(&text("/proc/self/uid_map").unwrap_or_default()),
+        label: label("self"),
+    }
+}
+
+/// The initial user namespace maps every user to itself, user_namespaces(7).
+fn is_initial(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Label of AppArmor, or of whatever security module has one.
+fn label(pid: &str) -> Option<String> {
+    let read = |name: &str| text(&format!("/proc/{pid}/attr/{name}"));
+    read("apparmor/current")
+        .or_else(|| read("current"))
+        .filter(|label| !label.is_empty())
+}
+
+/// The processes of the targets: what was asked for, and everything below.
+pub fn processes(roots: &[i32]) -> Vec<Process> {
+    let mut pids: Vec<(i32, bool)> = Vec::new();
+    for root in roots {
+        for pid in proc::tree(*root) {
+            if !pids.iter().any(|(seen, _)| *seen == pid) {
+                pids.push((pid, pid == *root));
+            }
+        }
+    }
+    pids.into_iter()
+        .filter_map(|(pid, root)| process(pid, root))
+        .collect()
+}
+
+/// `None` when it is gone or not visible.
+fn process(pid: i32, root: bool) -> Option<Process> {
+    let (status, stat) = (proc::status(pid)?, proc::stat(pid)?);
+    let tids = proc::threads(pid);
+    let owner = fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).ok();
+    Some(Process {
+        pid,
+        comm: status.comm.clone(),
+        start_time: stat.start_time,
+        kernel_thread: stat.is_kernel_thread(),
+        root,
+        uid: status.uid,
+        capabilities: status.capabilities,
+        not_dumpable: owner == Some(0) && status.uid != 0,
+        user_namespace: user_namespace(pid),
+        label: label(&pid.to_string()),
+        // Below the reader's namespace a session of 0 is one that was begun outside, credentials(7).
+        session_outside: status.nested && status.session == Some(0),
+        threads: tids.len(),
+        notable: notable(&tids),
+        freezers: Freezer::all_of_process(pid)
+            .unwrap_or_default()
+            .iter()
+            .map(Freezer::state)
+            .collect(),
+    })
+}
+
+fn notable(tids: &[i32]) -> Vec<Thread> {
+    tids.iter()
+        .filter_map(|tid| proc::status(*tid).map(|status| (*tid, status)))
+        .filter(|(_, status)| is_notable(status))
+        .map(|(tid, status)| thread(tid, &status))
+        .take(NOTABLE)
+        .collect()
+}
+
+fn is_notable(status: &Status) -> bool {
+    !matches!(status.state, 'R' | 'S' | 'I')
+        || status.tracer != 0
+        || status.seccomp != 0
+        || status.trap_pending
+}
+
+fn thread(tid: i32, status: &Status) -> Thread {
+    let state = if status.state == 'D' {
+        settled_state(tid)
+    } else {
+        status.state
+    };
+    Thread {
+        tid,
+        state,
+        tracer: status.tracer,
+        tracer_comm: proc::status(status.tracer)
+            .filter(|_| status.tracer != 0)
+            .map(|tracer| tracer.comm),
+        seccomp: status.seccomp,
+        trap_pending: status.trap_pending,
+        wchan: (state == 'D').then(|| wchan(tid)).flatten(),
+    }
+}
+
+/// D only if it is D each time.
+fn settled_state(tid: i32) -> char {
+    for pause in UNINTERRUPTIBLE_SAMPLES {
+        std::thread::sleep(pause);
+        match proc::status(tid) {
+            Some(status) if status.state == 'D' => {}
+            Some(status) => return status.state,
+            None => return 'X',
+        }
+    }
+    'D'
+}
+
+/// Where a task waits in the kernel; this read can block.
+pub fn wchan(tid: i32) -> Option<String> {
+    let read = move || fs::read(format!("/proc/{tid}/wchan")).unwrap_or_default();
+    let name = String::from_utf8(child::ask(READ, read)?).ok()?;
+    (!name.is_empty() && name != "0").then_some(name)
+}
+
+fn user_namespace(pid: i32) -> UserNamespace {
+    let path = format!("/proc/{pid}/ns/user");
+    let inode = |path: &str| fs::metadata(path).map(|m| m.ino());
+    let (Ok(own), Ok(theirs)) = (inode("/proc/self/ns/user"), inode(&path)) else {
+        return UserNamespace::Unknown;
+    };
+    if own == theirs {
+        return UserNamespace::Same;
+    }
+    let below = fs::File::open(&path)
+        .map_err(|_| libc::EIO)
+        .and_then(|file| sys::is_below(file.into(), own));
+    match below {
+        Ok(true) => UserNamespace::Below,
+        Ok(false) => UserNamespace::Outside,
+        Err(_) => UserNamespace::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mode_in_brackets_is_the_one_that_holds() {
+        assert_eq!(
+            selected("none [integrity] confidentiality"),
+            Some("integrity".into())
+        );
+        assert_eq!(selected(""), None);
+    }
+
+    #[test]
+    fn only_the_full_identity_map_is_the_initial_namespace() {
+        assert!(is_initial("         0          0 4294967295"));
+        assert!(!is_initial("         0     100000      65536"));
+    }
+
+    #[test]
+    fn a_sleeping_thread_is_not_worth_a_line() {
+        let mut status = Status {
+            state: 'S',
+            ..Status::default()
+        };
+        assert!(!is_notable(&status));
+        status.tracer = 5;
+        assert!(is_notable(&status));
+    }
+}

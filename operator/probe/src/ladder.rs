@@ -1,0 +1,454 @@
+//! The ladder, from what is safe to what is dangerous. A rung is taken only when everything cheaper has shown that it
+//! will not hang; each is taken in a disposable child, under a deadline, and a child that falls silent is looked at
+//! from outside, ended, and the target verified.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::child::{self, ChildError, Ending, Limits};
+use crate::criu;
+use crate::facts;
+use crate::observation::{End, Observations, Process, Record, Sample, Stall, Step, Subject};
+use crate::proc;
+use crate::rungs::{self, Quarry};
+use crate::wire::{Decoder, Message};
+
+/// What the probe is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Processes; each with everything below it. None: only the machine is looked at.
+    pub targets: Vec<i32>,
+    /// CRIU is looked at too.
+    pub criu: Option<criu::Place>,
+}
+
+/// A step that takes longer hangs: on an idle machine the slowest takes a millisecond.
+const SILENCE: Duration = Duration::from_millis(400);
+/// All threads of all processes together; with the deadlines below, a verdict comes within two seconds.
+const TARGETS: Duration = Duration::from_millis(900);
+/// How long looking at a task that hangs may take.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What is told while the probe goes on.
+pub enum Event<'a> {
+    /// A step is about to be taken, or has ended.
+    Step(&'a Message),
+    /// A step did not end.
+    Stalled(&'a Record),
+}
+
+/// Climbs as far as is safe.
+///
+/// # Errors
+/// When no child process can be started, without which nothing may be tried.
+pub fn climb(request: &Request, tell: &mut dyn FnMut(Event<'_>)) -> Result<Observations, ChildError> {
+    let started = Instant::now();
+    let log = KernelLog::open();
+    let criu = request.criu.as_ref().map(criu::start);
+    let mut climber = Climber {
+        seen: Observations {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: facts::kernel(),
+            tracer: facts::tracer(),
+            targets: request.targets.clone(),
+            processes: facts::processes(&request.targets),
+            ..Observations::default()
+        },
+        tell,
+    };
+    climber.run(request)?;
+    let mut seen = climber.seen;
+    seen.denials = log.denials();
+    seen.criu = criu.map(criu::Running::finish);
+    seen.micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    Ok(seen)
+}
+
+struct Climber<'a> {
+    seen: Observations,
+    tell: &'a mut dyn FnMut(Event<'_>),
+}
+
+impl Climber<'_> {
+    fn run(&mut self, request: &Request) -> Result<(), ChildError> {
+        self.rung(SILENCE, rungs::controls)?;
+        if self.failed(Subject::Control) {
+            return Ok(self.skip_targets("the machine's own controls failed"));
+        }
+        self.rung(SILENCE, rungs::reach)?;
+        if self.failed(Subject::Control) {
+            return Ok(self.skip_targets("ptrace does not reach the kernel"));
+        }
+        self.rung(SILENCE, rungs::own_child)?;
+        if request.targets.is_empty() {
+            return Ok(());
+        }
+        if self.stalled() {
+            return Ok(self.skip_targets("ptrace hangs even on a child of the probe's own"));
+        }
+        let quarries: Vec<Quarry> = self.seen.processes.iter().map(quarry).collect();
+        for process in &self.seen.processes {
+            if let Some(why) = obstacle(process) {
+                self.seen.steps.push(skipped(process.pid, why));
+            }
+        }
+        self.rung(TARGETS, |out| rungs::target(out, &quarries))?;
+        self.verify();
+        Ok(())
+    }
+
+    /// Runs one rung in a child and records what it told.
+    fn rung(&mut self, total: Duration, work: impl FnOnce(&mut fs::File)) -> Result<(), ChildError> {
+        let limits = Limits {
+            silence: SILENCE.min(total),
+            total,
+        };
+        let (mut decoder, mut pending, mut stall) = (Decoder::default(), None, None);
+        let pending_at_silence = std::cell::Cell::new(None::<Message>);
+        let ending = {
+            let heard = |bytes: &[u8]| {
+                for message in decoder.feed(bytes) {
+                    pending = message.result.is_none().then_some(message);
+                    pending_at_silence.set(pending);
+                    (self.tell)(Event::Step(&message));
+                    record(&mut self.seen, &message);
+                }
+            };
+            child::run(limits, work, heard, |tracer| {
+                let tid = pending_at_silence.get().map_or(0, |message| message.tid);
+                stall = Some(look(tracer, tid));
+            })?
+        };
+        self.conclude(ending, pending, stall);
+        Ok(())
+    }
+
+    /// What the end of a child says about the step that it had announced and not finished.
+    fn conclude(&mut self, ending: Ending, pending: Option<Message>, stall: Option<Stall>) {
+        let end = match ending {
+            Ending::Exited(_) => return,
+            Ending::Killed(signal) => End::Killed(signal),
+            Ending::Silent(killed) => End::Stalled(Box::new(Stall {
+                tracer_killed: killed,
+                ..stall.unwrap_or_default()
+            })),
+            Ending::Late => {
+                self.seen.gaps.push(format!(
+                    "not every thread was reached within {} ms",
+                    TARGETS.as_millis()
+                ));
+                return;
+            }
+        };
+        let Some(message) = pending else {
+            self.seen
+                .gaps
+                .push("a child of the probe ended without saying what it did".into());
+            return;
+        };
+        let mut record = as_record(&message, end);
+        if let End::Stalled(stall) = &mut record.end {
+            stall.target_untraced = untraced(record.tid);
+        }
+        (self.tell)(Event::Stalled(&record));
+        self.seen.steps.push(record);
+    }
+
+    fn failed(&self, subject: Subject) -> bool {
+        let bad = |end: &End| !matches!(end, End::Done(_));
+        self.seen
+            .steps
+            .iter()
+            .any(|record| record.subject == subject && bad(&record.end))
+    }
+
+    fn stalled(&self) -> bool {
+        self.seen
+            .steps
+            .iter()
+            .any(|record| matches!(record.end, End::Stalled(_)))
+    }
+
+    fn skip_targets(&mut self, why: &str) {
+        let records: Vec<_> = self
+            .seen
+            .processes
+            .iter()
+            .map(|p| skipped(p.pid, why.to_owned()))
+            .collect();
+        self.seen.steps.extend(records);
+    }
+
+    /// Whatever happened, nothing may be left traced by a child of the probe.
+    fn verify(&mut self) {
+        let own = std::process::id().cast_signed();
+        for process in &self.seen.processes {
+            for tid in proc::threads(process.pid) {
+                let tracer = proc::status(tid).map_or(0, |status| status.tracer);
+                let ours = tracer != 0 && proc::stat(tracer).is_some_and(|stat| stat.parent == own);
+                if ours {
+                    self.seen.gaps.push(format!(
+                        "thread {tid} is still traced by the probe's child {tracer}"
+                    ));
+                }
+            }
+        }
+    }
+}
+
+fn quarry(process: &Process) -> Quarry {
+    Quarry {
+        pid: process.pid,
+        attach: obstacle(process).is_none(),
+        filtered: process
+            .notable
+            .iter()
+            .filter(|t| t.seccomp != 0)
+            .map(|t| t.tid)
+            .collect(),
+    }
+}
+
+/// Why a process must not be attached to: what is already known shows that it would hang, or cannot work. Pure.
+pub fn obstacle(process: &Process) -> Option<String> {
+    if process.kernel_thread {
+        return Some("it is a thread of the kernel".into());
+    }
+    if let Some(freezer) = process.freezers.iter().find(|freezer| freezer.frozen) {
+        return Some(format!("its cgroup {} is frozen", freezer.path));
+    }
+    let telling =
+        |thread: &&crate::observation::Thread| thread.tracer != 0 || matches!(thread.state, 'D' | 'Z' | 'X');
+    let thread = process.notable.iter().find(telling)?;
+    Some(match thread.state {
+        'Z' | 'X' => format!("thread {} has ended", thread.tid),
+        _ if thread.tracer != 0 => format!("thread {} is traced by {}", thread.tid, thread.tracer),
+        _ => format!(
+            "thread {} waits in the kernel and cannot be interrupted",
+            thread.tid
+        ),
+    })
+}
+
+fn skipped(pid: i32, why: String) -> Record {
+    Record {
+        subject: Subject::Target,
+        step: Step::Seize,
+        pid,
+        tid: pid,
+        end: End::Skipped(why),
+        micros: 0,
+    }
+}
+
+fn as_record(message: &Message, end: End) -> Record {
+    Record {
+        subject: message.subject,
+        step: message.step,
+        pid: message.pid,
+        tid: message.tid,
+        end,
+        micros: message.micros,
+    }
+}
+
+/// Keeps what matters: every failure, and every step on the leader of a process. A thousand threads that work are one
+/// number.
+fn record(seen: &mut Observations, message: &Message) {
+    let Some(result) = message.result else { return };
+    if message.subject == Subject::Target && message.step == Step::RunsAgain && result.is_ok() {
+        seen.threads_proved += 1;
+    }
+    // A thread that ends while it is looked at is no failure.
+    let ended = message.tid != message.pid && result == Err(libc::ESRCH);
+    let telling = message.tid == message.pid
+        || result.is_err()
+        || matches!(result, Ok(value) if value >= rungs::LISTENER && message.step == Step::SeccompFilter);
+    if telling && !ended {
+        let end = result.map_or_else(End::Errno, End::Done);
+        seen.steps.push(as_record(message, end));
+    }
+}
+
+/// The tracer that hangs and the thread that it hangs on, before either is touched.
+fn look(tracer: i32, tid: i32) -> Stall {
+    Stall {
+        tracer: sample(tracer),
+        target: if tid > 0 { sample(tid) } else { Sample::default() },
+        listeners: listeners(),
+        ..Stall::default()
+    }
+}
+
+/// What a task does. /proc/PID/{wchan,syscall,stack} can block themselves.
+fn sample(tid: i32) -> Sample {
+    let status = proc::status(tid).unwrap_or_default();
+    let read = |name: &str| {
+        let path = format!("/proc/{tid}/{name}");
+        let bytes = child::ask(LOOK, || fs::read(path).unwrap_or_default())?;
+        String::from_utf8(bytes).ok()
+    };
+    Sample {
+        state: status.state,
+        tracer: status.tracer,
+        wchan: read("wchan").filter(|name| !name.is_empty() && name != "0"),
+        syscall: read("syscall").and_then(|text| proc::syscall_number(&text)),
+        stack: read("stack")
+            .map(|text| proc::stack_functions(&text))
+            .unwrap_or_default(),
+    }
+}
+
+/// Who holds a seccomp listener: the one who does not answer.
+fn listeners() -> Vec<String> {
+    let find = || {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<i32>().ok())
+            else {
+                continue;
+            };
+            let fds = fs::read_dir(entry.path().join("fd"))
+                .into_iter()
+                .flatten()
+                .flatten();
+            let mut links = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+            if links.any(|link| link.to_string_lossy().contains("seccomp notify")) {
+                let comm = proc::status(pid).map(|status| status.comm).unwrap_or_default();
+                found.push(format!("{pid} ({comm})"));
+            }
+        }
+        found.join("\n").into_bytes()
+    };
+    let bytes = child::ask(LOOK, find).unwrap_or_default();
+    String::from_utf8_lossy(&bytes)
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+fn untraced(tid: i32) -> bool {
+    if tid <= 0 {
+        return true;
+    }
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(200) {
+        if proc::status(tid).is_none_or(|status| status.tracer == 0) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
+}
+
+/// The kernel's log from the moment that the probe began.
+struct KernelLog(Option<fs::File>);
+
+impl KernelLog {
+    fn open() -> Self {
+        use std::io::Seek;
+        use std::os::unix::fs::OpenOptionsExt;
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/kmsg");
+        // At its end: what was denied to others before is no evidence.
+        Self(file.ok().filter(|file| {
+            let mut file = file;
+            file.seek(std::io::SeekFrom::End(0)).is_ok()
+        }))
+    }
+
+    /// Lines that say that an attach was denied to the probe or one of its children.
+    fn denials(self) -> Vec<String> {
+        use std::io::Read;
+        let Some(mut file) = self.0 else { return Vec::new() };
+        let own = proc::status(std::process::id().cast_signed())
+            .unwrap_or_default()
+            .comm;
+        let mut found = Vec::new();
+        let mut buffer = [0u8; 8192];
+        // Each read gives one record; EAGAIN is the end.
+        while let Ok(count) = file.read(&mut buffer) {
+            let line = String::from_utf8_lossy(buffer.get(..count).unwrap_or_default()).into_owned();
+            let text = line.split_once(';').map_or(line.as_str(), |(_, text)| text);
+            if count == 0 || found.len() >= 8 {
+                break;
+            }
+            if is_denial(text, &own) {
+                found.push(
+                    text.lines()
+                        .next()
+                        .unwrap_or_default()
+                        .chars()
+                        .take(300)
+                        .collect(),
+                );
+            }
+        }
+        found
+    }
+}
+
+/// Yama, AppArmor, SELinux and seccomp, as they log a denied ptrace. Only what names the probe.
+fn is_denial(text: &str, comm: &str) -> bool {
+    let ptrace = text.contains("ptrace attach of")
+        || text.contains("operation=\"ptrace\"")
+        || (text.contains("avc:") && text.contains("{ ptrace }"))
+        || text.contains("type=1326");
+    ptrace && !comm.is_empty() && text.contains(&format!("\"{comm}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observation::{FreezerState, Thread};
+
+    fn process() -> Process {
+        Process {
+            pid: 7,
+            threads: 1,
+            ..Process::default()
+        }
+    }
+
+    #[test]
+    fn a_healthy_process_may_be_attached_to() {
+        assert_eq!(obstacle(&process()), None);
+    }
+
+    #[test]
+    fn what_would_hang_is_never_attached_to() {
+        let mut frozen = process();
+        frozen.freezers.push(FreezerState {
+            frozen: true,
+            ..FreezerState::default()
+        });
+        assert!(obstacle(&frozen).is_some());
+        for (state, tracer) in [('D', 0), ('Z', 0), ('X', 0), ('t', 9), ('S', 9)] {
+            let mut process = process();
+            process.notable.push(Thread {
+                tid: 8,
+                state,
+                tracer,
+                ..Thread::default()
+            });
+            assert!(obstacle(&process).is_some(), "{state} {tracer}");
+        }
+    }
+
+    #[test]
+    fn only_denials_of_the_probe_are_evidence() {
+        assert!(is_denial(
+            "ptrace attach of \"sleep\"[12] was attempted by \"podcheckpoint-p\"[13]",
+            "podcheckpoint-p"
+        ));
+        assert!(!is_denial(
+            "ptrace attach of \"sleep\"[12] was attempted by \"gdb\"[13]",
+            "podcheckpoint-p"
+        ));
+    }
+}
