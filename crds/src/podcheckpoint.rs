@@ -136,6 +136,11 @@ pub struct PodCheckpointSpec {
     #[serde(default)]
     pub validate_only: bool,
 
+    /// Take the checkpoint although the probe found that it may fail or that the restored process may miss something;
+    /// status.findings says what. What would fail or hang for certain is never attempted.
+    #[serde(default)]
+    pub allow_degraded: bool,
+
     /// Whether security settings of the node that stand in the way may be changed. Never: they are reported. Plan: the
     /// changes are listed in status.patches and not made. Temporary: they are made, used and reverted.
     #[serde(default)]

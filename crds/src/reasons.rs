@@ -123,11 +123,6 @@ reasons! {
             "status.patches is empty.",
             "",
         }
-        ProbeNotRun {
-            "ptrace was not proved on this target before the checkpoint.",
-            "This version of the agent learns it from the checkpoint itself.",
-            "",
-        }
         SourceRuns {
             "The pod's processes run: not frozen, not stopped, not traced.",
             "Read from the kernel after the operation: freezer state, State and TracerPid of every process in the container's cgroup.",

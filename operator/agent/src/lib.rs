@@ -12,3 +12,4 @@ pub mod operation;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod validate;

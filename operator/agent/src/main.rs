@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use podcheckpoint_agent::journal::Journal;
@@ -123,6 +124,7 @@ async fn serve(arguments: RunArguments) -> Result<(), Box<dyn std::error::Error>
         kubelet,
         journal: Journal::new(&arguments.archive_root),
         archive_root: arguments.archive_root,
+        node: Arc::default(),
     };
     run::run(client, &arguments.node_name, context, stop).await?;
     Ok(())

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use kube::Client;
 use podcheckpoint_crds::conditions::Verdict;
 use podcheckpoint_crds::{
     ArchiveFormat, ArchiveState, CheckpointLocation, CheckpointedContainer, ConditionType, Finding,
@@ -14,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::{self, ArchiveError, Identity, Verified};
 use crate::criu;
 use crate::journal::{Entry, Journal, TargetProcess};
-use crate::node::cgroup::Freezer;
+use crate::node::cgroup::{Control, Freezer};
 use crate::node::cri::{Container, Cri, CriError, Sandbox};
 use crate::node::kubelet::{Kubelet, KubeletError};
 use crate::node::process::{SourceState, Target, TargetError, source_state};
@@ -23,9 +25,12 @@ use crate::node::tasks::{Tasks, TasksError};
 use crate::node::watchdog::Watchdog;
 use crate::plan::{self, Plan};
 use crate::report::Report;
+use crate::validate::{self, NodeCheck};
 
 /// How much longer than the agent the watchdog waits: it is for an agent that is gone or stuck.
 const WATCHDOG_GRACE: Duration = Duration::from_secs(2);
+/// How long telling that the target has been proved may take.
+const PROGRESS: Duration = Duration::from_secs(2);
 /// How long the target may take to run again after the dump.
 const SETTLE: Duration = Duration::from_secs(5);
 /// How often the freezer is looked at during a dump, which is how exactly the frozen time is known.
@@ -42,6 +47,8 @@ pub struct Context {
     pub archive_root: PathBuf,
     /// The journal below it.
     pub journal: Journal,
+    /// What the probe found out about this node.
+    pub node: Arc<NodeCheck>,
 }
 
 impl Context {
@@ -53,14 +60,18 @@ impl Context {
 
 /// Why an operation ends early. This is data for the status, not an error of the agent.
 #[derive(Debug)]
-struct Stop {
-    step: Step,
-    reason: Reason,
-    message: String,
+pub struct Stop {
+    /// The step that could not be taken.
+    pub step: Step,
+    /// Why, in one word.
+    pub reason: Reason,
+    /// Why, with what was seen.
+    pub message: String,
 }
 
 impl Stop {
-    fn new(step: Step, reason: Reason, message: impl Into<String>) -> Self {
+    /// An early end.
+    pub fn new(step: Step, reason: Reason, message: impl Into<String>) -> Self {
         Self {
             step,
             reason,
@@ -96,29 +107,25 @@ impl Inspection {
 /// Takes the checkpoint of one object and leaves in `report` what came of it. `cancelled` fires when the object is
 /// deleted or the agent ends.
 pub async fn run(
+    client: &Client,
     context: &Context,
     object: &PodCheckpoint,
     report: &mut Report,
     cancelled: &CancellationToken,
 ) {
-    let inspection = inspect(context, object, report).await;
-    let outcome = match &inspection {
-        Err(_) => None,
-        Ok(_) if object.spec.validate_only => None,
-        Ok(found) => Some(checkpoint(context, object, found, report, cancelled).await),
-    };
-    let freezers = inspection.as_ref().map(Inspection::freezers).unwrap_or_default();
-    match (inspection, outcome) {
-        (Err(stop), _) | (Ok(_), Some(Err(stop))) => failed(report, &stop),
-        (Ok(_), Some(Ok(()))) => {
+    let found = inspect(context, object, report).await;
+    let freezers = found.as_ref().map(Inspection::freezers).unwrap_or_default();
+    match take(client, context, object, found, report, cancelled).await {
+        Ok(Taken::Archive) => {
+            let text = completed(report);
             report.set(
                 ConditionType::Checkpointed,
                 Verdict::True,
                 Reason::CheckpointCompleted,
-                completed(report),
+                text,
             );
         }
-        (Ok(_), None) => {
+        Ok(Taken::Nothing) => {
             let text = "validateOnly: no checkpoint was taken";
             report.set(
                 ConditionType::Checkpointed,
@@ -128,8 +135,61 @@ pub async fn run(
             );
             report.archive_state(ArchiveState::Nothing);
         }
+        Err(stop) => failed(report, &stop),
     }
     conclude(report, &freezers).await;
+}
+
+/// What came of an operation that did not fail.
+enum Taken {
+    Archive,
+    /// Only validation was asked for.
+    Nothing,
+}
+
+async fn take(
+    client: &Client,
+    context: &Context,
+    object: &PodCheckpoint,
+    found: Result<Inspection, Stop>,
+    report: &mut Report,
+    cancelled: &CancellationToken,
+) -> Result<Taken, Stop> {
+    let found = found?;
+    prove(context, object, &found, report).await?;
+    if object.spec.validate_only {
+        return Ok(Taken::Nothing);
+    }
+    // For whoever watches; the end is reported again and again, this is not worth waiting for.
+    let _ = tokio::time::timeout(PROGRESS, report.publish(client)).await;
+    checkpoint(context, object, &found, report, cancelled).await?;
+    Ok(Taken::Archive)
+}
+
+/// Proves that ptrace works on every process of the chosen containers.
+async fn prove(
+    context: &Context,
+    object: &PodCheckpoint,
+    found: &Inspection,
+    report: &mut Report,
+) -> Result<(), Stop> {
+    let main = |s: &Subject| (s.target.pid, s.container.name.clone());
+    let containers: Vec<_> = found.subjects.iter().map(main).collect();
+    let members = |s: &Subject| {
+        let name = s.container.name.clone();
+        s.target
+            .freezer
+            .processes()
+            .into_iter()
+            .map(move |pid| (pid, name.clone()))
+    };
+    let target = validate::Target {
+        containers: &containers,
+        members: &found.subjects.iter().flat_map(members).collect(),
+        runtime: found.cri.process().await,
+        allow_degraded: object.spec.allow_degraded,
+    };
+    validate::validate(&context.node, &target, report).await
 }
 
 fn failed(report: &mut Report, stop: &Stop) {
@@ -154,13 +214,14 @@ fn completed(report: &Report) -> String {
 
 /// The conditions that every operation ends with; SourceRunning is read from the kernel.
 async fn conclude(report: &mut Report, freezers: &[Freezer]) {
-    let text = "this version of the agent proves ptrace by the checkpoint itself";
-    report.set(
-        ConditionType::PtraceValidated,
-        Verdict::Unknown,
-        Reason::ProbeNotRun,
-        text,
-    );
+    if !report.has(ConditionType::PtraceValidated) {
+        report.set(
+            ConditionType::PtraceValidated,
+            Verdict::Unknown,
+            Reason::NotReached,
+            "the target was not looked at",
+        );
+    }
     report.set(
         ConditionType::SecurityPrepared,
         Verdict::True,
@@ -375,24 +436,6 @@ fn check_target(
     subjects: &[Subject],
     report: &mut Report,
 ) -> Result<(), Stop> {
-    for subject in subjects {
-        let name = &subject.container.name;
-        let frozen = subject.target.freezer.is_frozen().unwrap_or(false);
-        let evidence = format!(
-            "{} is {}",
-            subject.target.freezer.path.display(),
-            if frozen { "frozen" } else { "thawed" }
-        );
-        note(
-            report,
-            &format!("freezer of {name}"),
-            (!frozen).then_some(()).ok_or(Reason::TargetFrozen),
-            &evidence,
-        );
-        if frozen {
-            return Err(Stop::new(Step::Inspect, Reason::TargetFrozen, evidence));
-        }
-    }
     let memory: u64 = subjects.iter().map(|s| s.target.memory_bytes()).sum();
     // containerd's CRI plugin and the kubelet behind it write each page to images, to a content store's tar, back to
     // files and into the archive; Direct writes it once.

@@ -77,6 +77,14 @@ impl Report {
         self.status.conditions.push(new);
     }
 
+    /// Whether one of the agent's conditions has been set.
+    pub fn has(&self, r#type: ConditionType) -> bool {
+        self.status
+            .conditions
+            .iter()
+            .any(|condition| condition.type_ == r#type.as_str())
+    }
+
     /// Records the root cause, from the reason's own documentation.
     pub fn fail(&mut self, step: Step, reason: Reason, message: impl Into<String>) {
         let remedy = reason.doc().remedy.to_owned();

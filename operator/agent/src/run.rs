@@ -298,7 +298,7 @@ async fn carry_out(
             if !announce(client, &mut report).await {
                 return;
             }
-            operation::run(context, object, &mut report, cancel).await;
+            operation::run(client, context, object, &mut report, cancel).await;
             if report.status.archive_state == Some(ArchiveState::Present)
                 && let Err(error) =
                     write_synced(&context.folder(&uid).join(POLICY), &object.spec.deletion_policy)

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ const FOLDERS: [&str; 6] = [
 pub struct Place {
     /// The program; found in the usual folders when absent.
     pub program: Option<PathBuf>,
+    /// Folders to look in, in this order; the usual ones when there are none.
+    pub folders: Vec<PathBuf>,
     /// A process whose mount, network, IPC and host name namespaces are entered first: the host's first one, from a
     /// container.
     pub namespaces_of: Option<i32>,
@@ -80,17 +82,7 @@ fn check(place: &Place, out: OwnedFd) {
         sys::exit(126);
     }
     cover_cache();
-    let found = place.program.clone().filter(|program| program.exists());
-    let found = found.or_else(|| {
-        FOLDERS
-            .iter()
-            .map(|f| Path::new(f).join("criu"))
-            .find(|p| p.exists())
-    });
-    let Some(program) = found.filter(|found| place.program.as_ref().is_none_or(|wanted| wanted == found))
-    else {
-        return;
-    };
+    let Some(program) = find(place) else { return };
     let Ok(errors) = out.try_clone() else { return };
     let mut report = fs::File::from(out);
     let version = Command::new(&program)
@@ -116,6 +108,20 @@ fn check(place: &Place, out: OwnedFd) {
         .stdout(report)
         .stderr(errors)
         .exec();
+}
+
+fn find(place: &Place) -> Option<PathBuf> {
+    if let Some(program) = &place.program {
+        return program.exists().then(|| program.clone());
+    }
+    let usual = FOLDERS.iter().map(PathBuf::from);
+    place
+        .folders
+        .iter()
+        .cloned()
+        .chain(usual)
+        .map(|folder| folder.join("criu"))
+        .find(|program| program.exists())
 }
 
 fn enter(pid: i32) -> nix::Result<()> {

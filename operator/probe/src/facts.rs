@@ -136,7 +136,9 @@ fn label(pid: &str) -> Option<String> {
 pub fn processes(roots: &[i32]) -> Vec<Process> {
     let mut pids: Vec<(i32, bool)> = Vec::new();
     for root in roots {
-        for pid in proc::tree(*root) {
+        // What the kernel's own threads have started is not the target.
+        let whole = proc::stat(*root).is_some_and(|stat| !stat.is_kernel_thread());
+        for pid in if whole { proc::tree(*root) } else { vec![*root] } {
             if !pids.iter().any(|(seen, _)| *seen == pid) {
                 pids.push((pid, pid == *root));
             }

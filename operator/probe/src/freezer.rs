@@ -99,6 +99,32 @@ impl Freezer {
         }
     }
 
+    /// The container that it is of. Runtimes name the cgroup after it: ID, or PREFIX-ID.scope under systemd.
+    pub fn container(&self) -> Option<&str> {
+        let name = self.path.file_name()?.to_str()?;
+        let name = name.strip_suffix(".scope").unwrap_or(name);
+        let id = name.rsplit('-').next()?;
+        (!id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
+    }
+
+    /// Every process in it and below.
+    pub fn processes(&self) -> Vec<i32> {
+        let mut pids = Vec::new();
+        let mut folders = vec![self.path.clone()];
+        while let Some(folder) = folders.pop() {
+            if let Ok(text) = fs::read_to_string(folder.join("cgroup.procs")) {
+                pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+            }
+            let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+            folders.extend(
+                entries
+                    .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+                    .map(|e| e.path()),
+            );
+        }
+        pids
+    }
+
     /// 1 or 2, as the status shows it.
     pub fn number(&self) -> i32 {
         match self.version {
@@ -185,6 +211,24 @@ mod tests {
             Path::new("/sys/fs/cgroup/kubepods.slice/c1.scope")
         );
         assert_eq!(found.len(), 1);
+    }
+
+    #[test]
+    fn the_container_is_read_from_the_name_of_its_cgroup() {
+        let of = |path: &str| {
+            Freezer {
+                version: Version::V2,
+                path: path.into(),
+            }
+            .container()
+            .map(str::to_owned)
+        };
+        assert_eq!(of("/sys/fs/cgroup/kubepods/pod1/ab12"), Some("ab12".into()));
+        assert_eq!(
+            of("/sys/fs/cgroup/kubepods.slice/cri-containerd-ab12.scope"),
+            Some("ab12".into())
+        );
+        assert_eq!(of("/sys/fs/cgroup/system.slice"), None);
     }
 
     #[test]

@@ -71,20 +71,12 @@ struct Climber<'a> {
 
 impl Climber<'_> {
     fn run(&mut self, request: &Request) -> Result<(), ChildError> {
-        self.rung(SILENCE, rungs::controls)?;
-        if self.failed(Subject::Control) {
-            return Ok(self.skip_targets("the machine's own controls failed"));
-        }
-        self.rung(SILENCE, rungs::reach)?;
-        if self.failed(Subject::Control) {
-            return Ok(self.skip_targets("ptrace does not reach the kernel"));
-        }
-        self.rung(SILENCE, rungs::own_child)?;
-        if request.targets.is_empty() {
+        if let Some(why) = self.machine()? {
+            self.skip_targets(why);
             return Ok(());
         }
-        if self.stalled() {
-            return Ok(self.skip_targets("ptrace hangs even on a child of the probe's own"));
+        if request.targets.is_empty() {
+            return Ok(());
         }
         let quarries: Vec<Quarry> = self.seen.processes.iter().map(quarry).collect();
         for process in &self.seen.processes {
@@ -95,6 +87,22 @@ impl Climber<'_> {
         self.rung(TARGETS, |out| rungs::target(out, &quarries))?;
         self.verify();
         Ok(())
+    }
+
+    /// Everything that needs no target; why no target may be touched, if so.
+    fn machine(&mut self) -> Result<Option<&'static str>, ChildError> {
+        self.rung(SILENCE, rungs::controls)?;
+        if self.failed(Subject::Control) {
+            return Ok(Some("the machine's own controls failed"));
+        }
+        self.rung(SILENCE, rungs::reach)?;
+        if self.failed(Subject::Control) {
+            return Ok(Some("ptrace does not reach the kernel"));
+        }
+        self.rung(SILENCE, rungs::own_child)?;
+        let stalled = |record: &Record| matches!(record.end, End::Stalled(_));
+        let hangs = self.seen.steps.iter().any(stalled);
+        Ok(hangs.then_some("ptrace hangs even on a child of the probe's own"))
     }
 
     /// Runs one rung in a child and records what it told.
@@ -160,13 +168,6 @@ impl Climber<'_> {
             .steps
             .iter()
             .any(|record| record.subject == subject && bad(&record.end))
-    }
-
-    fn stalled(&self) -> bool {
-        self.seen
-            .steps
-            .iter()
-            .any(|record| matches!(record.end, End::Stalled(_)))
     }
 
     fn skip_targets(&mut self, why: &str) {

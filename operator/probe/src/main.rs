@@ -56,10 +56,13 @@ struct ProbeArguments {
     #[arg(long)]
     criu: bool,
     /// The CRIU program; found in the usual folders when absent.
-    #[arg(long, value_name = "FILE", requires = "criu")]
+    #[arg(long, value_name = "FILE")]
     criu_program: Option<PathBuf>,
+    /// Folders to look for CRIU in before the usual ones, separated by colons.
+    #[arg(long, value_name = "FOLDERS", value_delimiter = ':')]
+    criu_search: Vec<PathBuf>,
     /// Run CRIU in the namespaces of this process: 1 for the node's, from a container with hostPID.
-    #[arg(long, value_name = "PID", requires = "criu")]
+    #[arg(long, value_name = "PID")]
     criu_namespaces_of: Option<i32>,
     /// One event a line, as JSON, as it happens; the last one is the report.
     #[arg(long)]
@@ -84,6 +87,7 @@ fn probe(arguments: &ProbeArguments) -> ExitCode {
         targets: arguments.pid.clone(),
         criu: (arguments.criu || arguments.node).then(|| Place {
             program: arguments.criu_program.clone(),
+            folders: arguments.criu_search.clone(),
             namespaces_of: arguments.criu_namespaces_of,
         }),
     };

@@ -1,245 +1,41 @@
-//! The freezer of a container, in cgroup v1 or v2, and the processes in it.
+//! Freezing and thawing a container: the only place that writes to a freezer.
 
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+pub use podcheckpoint_probe::freezer::{Freezer, FreezerError, Version};
 
-/// A container's cgroup could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum CgroupError {
-    /// A file could not be read or written.
-    #[error("{}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The process is in no cgroup that could be frozen.
-    #[error("process {0} is in no cgroup of its own that can be frozen")]
-    NoFreezer(i32),
-}
-
-/// Which freezer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub enum Version {
-    /// The freezer hierarchy of cgroup v1: freezer.state.
-    V1,
-    /// The unified hierarchy: cgroup.freeze and cgroup.events.
-    V2,
-}
-
-/// A cgroup that can be frozen.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Freezer {
-    /// Which freezer.
-    pub version: Version,
-    /// Folder of the cgroup.
-    pub path: PathBuf,
-}
-
-impl Freezer {
-    /// The freezer of the container whose process this is. In the hybrid layout it is v1's: that is what the runtimes
-    /// use there.
-    ///
-    /// # Errors
-    /// When the process is gone or is in the root cgroup.
-    pub fn of_process(pid: i32) -> Result<Self, CgroupError> {
-        let membership = read(Path::new(&format!("/proc/{pid}/cgroup")))?;
-        let mounts = read(Path::new("/proc/self/mountinfo"))?;
-        find(&membership, &mounts).ok_or(CgroupError::NoFreezer(pid))
-    }
-
-    /// Whether it is frozen, also by one of its ancestors, or about to be.
-    ///
-    /// # Errors
-    /// When the cgroup is gone.
-    pub fn is_frozen(&self) -> Result<bool, CgroupError> {
-        match self.version {
-            Version::V1 => Ok(read(&self.path.join("freezer.state"))?.trim() != "THAWED"),
-            // cgroup.events says what is so; cgroup.freeze only what is wanted of this one cgroup.
-            Version::V2 => {
-                let wanted = read(&self.path.join("cgroup.freeze"))?.trim() == "1";
-                let frozen = read(&self.path.join("cgroup.events"))?
-                    .lines()
-                    .any(|line| line == "frozen 1");
-                Ok(wanted || frozen)
-            }
-        }
-    }
-
+/// What the agent may do to a freezer; the probe only reads it.
+pub trait Control {
     /// Thaws it. Thawing what is not frozen changes nothing.
     ///
     /// # Errors
     /// When the cgroup is gone or the kernel refuses.
-    pub fn thaw(&self) -> Result<(), CgroupError> {
-        let (file, value) = match self.version {
-            Version::V1 => ("freezer.state", "THAWED"),
-            Version::V2 => ("cgroup.freeze", "0"),
-        };
-        let path = self.path.join(file);
-        fs::write(&path, value).map_err(|source| CgroupError::Io { path, source })
-    }
+    fn thaw(&self) -> Result<(), FreezerError>;
 
     /// Freezes it. Only ever for the moment that the runtime needs to correct its books; see `release`.
     ///
     /// # Errors
     /// When the cgroup is gone or the kernel refuses.
-    pub(super) fn freeze(&self) -> Result<(), CgroupError> {
-        let (file, value) = match self.version {
-            Version::V1 => ("freezer.state", "FROZEN"),
-            Version::V2 => ("cgroup.freeze", "1"),
-        };
-        let path = self.path.join(file);
-        fs::write(&path, value).map_err(|source| CgroupError::Io { path, source })
-    }
+    fn freeze(&self) -> Result<(), FreezerError>;
+}
 
-    /// The container that it is of. Runtimes name the cgroup after it: ID, or PREFIX-ID.scope under systemd.
-    pub fn container(&self) -> Option<&str> {
-        let name = self.path.file_name()?.to_str()?;
-        let name = name.strip_suffix(".scope").unwrap_or(name);
-        let id = name.rsplit('-').next()?;
-        (!id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
-    }
-
-    /// Every process in it and below.
-    pub fn processes(&self) -> Vec<i32> {
-        let mut pids = Vec::new();
-        let mut folders = vec![self.path.clone()];
-        while let Some(folder) = folders.pop() {
-            if let Ok(text) = fs::read_to_string(folder.join("cgroup.procs")) {
-                pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
-            }
-            let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-            folders.extend(
-                entries
-                    .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-                    .map(|e| e.path()),
-            );
-        }
-        pids
-    }
-
-    /// 1 or 2, as the status shows it.
-    pub fn number(&self) -> i32 {
+impl Control for Freezer {
+    fn thaw(&self) -> Result<(), FreezerError> {
         match self.version {
-            Version::V1 => 1,
-            Version::V2 => 2,
+            Version::V1 => write(self, "freezer.state", "THAWED"),
+            Version::V2 => write(self, "cgroup.freeze", "0"),
+        }
+    }
+
+    fn freeze(&self) -> Result<(), FreezerError> {
+        match self.version {
+            Version::V1 => write(self, "freezer.state", "FROZEN"),
+            Version::V2 => write(self, "cgroup.freeze", "1"),
         }
     }
 }
 
-fn read(path: &Path) -> Result<String, CgroupError> {
-    fs::read_to_string(path).map_err(|source| CgroupError::Io {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// Finds the freezer from /proc/PID/cgroup (cgroups(7)) and /proc/self/mountinfo (proc(5)).
-fn find(membership: &str, mountinfo: &str) -> Option<Freezer> {
-    let line = |wanted: &dyn Fn(&str, &str) -> bool| {
-        membership.lines().find_map(|line| {
-            let mut parts = line.splitn(3, ':');
-            let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-            (wanted(id, controllers) && path != "/").then(|| path.to_owned())
-        })
-    };
-    let v1 = line(&|_, controllers| controllers.split(',').any(|c| c == "freezer"));
-    if let (Some(path), Some(mount)) = (v1, mount(mountinfo, "cgroup", Some("freezer"))) {
-        return Some(Freezer {
-            version: Version::V1,
-            path: join(&mount, &path),
-        });
-    }
-    let path = line(&|id, controllers| id == "0" && controllers.is_empty())?;
-    Some(Freezer {
-        version: Version::V2,
-        path: join(&mount(mountinfo, "cgroup2", None)?, &path),
-    })
-}
-
-/// Mount point of a whole cgroup file system, not of a part of it; the last one wins, since it covers those before.
-fn mount(mountinfo: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
-    let of = |line: &str| {
-        let (before, after) = line.split_once(" - ")?;
-        let mut after = after.split(' ');
-        let found = after.next()? == kind;
-        let options = after.nth(1).unwrap_or_default();
-        let mut before = before.split(' ').skip(3);
-        let (root, point) = (before.next()?, before.next()?);
-        (found && root == "/" && option.is_none_or(|o| options.split(',').any(|x| x == o)))
-            .then(|| PathBuf::from(point))
-    };
-    mountinfo.lines().filter_map(of).next_back()
-}
-
-fn join(mount: &Path, path: &str) -> PathBuf {
-    mount.join(path.trim_start_matches('/'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HYBRID: &str = "86 85 0:28 / /sys/fs/cgroup rw shared:12 - tmpfs tmpfs rw,mode=755\n\
-        92 86 0:34 / /sys/fs/cgroup/freezer rw,relatime shared:18 - cgroup cgroup rw,freezer\n\
-        96 86 0:38 / /sys/fs/cgroup/unified rw,relatime shared:22 - cgroup2 cgroup2 rw\n";
-
-    #[test]
-    fn the_v1_freezer_is_taken_where_both_are_mounted() {
-        let freezer = find("6:freezer:/kubepods/pod1/c1\n0::/kubepods/pod1/c1\n", HYBRID).unwrap();
-        assert_eq!(
-            freezer,
-            Freezer {
-                version: Version::V1,
-                path: "/sys/fs/cgroup/freezer/kubepods/pod1/c1".into()
-            }
-        );
-    }
-
-    #[test]
-    fn the_unified_hierarchy_is_taken_where_there_is_no_other() {
-        let mounts = "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
-        let freezer = find("0::/kubepods.slice/c1.scope\n", mounts).unwrap();
-        assert_eq!(
-            freezer,
-            Freezer {
-                version: Version::V2,
-                path: "/sys/fs/cgroup/kubepods.slice/c1.scope".into()
-            }
-        );
-    }
-
-    #[test]
-    fn the_container_is_read_from_the_name_of_its_cgroup() {
-        let of = |path: &str| {
-            Freezer {
-                version: Version::V2,
-                path: path.into(),
-            }
-            .container()
-            .map(str::to_owned)
-        };
-        assert_eq!(of("/sys/fs/cgroup/kubepods/pod1/ab12"), Some("ab12".into()));
-        assert_eq!(
-            of("/sys/fs/cgroup/kubepods.slice/cri-containerd-ab12.scope"),
-            Some("ab12".into())
-        );
-        assert_eq!(of("/sys/fs/cgroup/system.slice"), None);
-    }
-
-    #[test]
-    fn a_mount_of_a_part_of_a_hierarchy_is_not_taken_for_the_whole() {
-        let mounts = format!("{HYBRID}99 86 0:34 /kubepods/agent /mnt rw - cgroup cgroup rw,freezer\n");
-        let freezer = find("6:freezer:/kubepods/pod1/c1\n", &mounts).unwrap();
-        assert_eq!(freezer.path, Path::new("/sys/fs/cgroup/freezer/kubepods/pod1/c1"));
-    }
-
-    #[test]
-    fn the_root_cgroup_is_never_a_container() {
-        assert_eq!(find("6:freezer:/\n0::/\n", HYBRID), None);
-    }
+fn write(freezer: &Freezer, file: &str, value: &str) -> Result<(), FreezerError> {
+    let path = freezer.path.join(file);
+    fs::write(&path, value).map_err(|source| FreezerError::Io { path, source })
 }

@@ -194,6 +194,12 @@ impl Cri {
         &self.version
     }
 
+    /// The runtime's process, by its end of the socket.
+    pub async fn process(&self) -> Option<i32> {
+        let stream = tokio::net::UnixStream::connect(&self.socket).await.ok()?;
+        stream.peer_cred().ok()?.pid()
+    }
+
     /// The socket that answered.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod cri;
 mod grpc;
 pub mod kubelet;
+pub mod probe;
 pub mod process;
 pub mod release;
 pub mod tasks;

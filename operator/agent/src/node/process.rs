@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::cgroup::{CgroupError, Freezer};
+use super::cgroup::{Freezer, FreezerError};
 
 /// The target is not, or no longer, what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub enum TargetError {
     },
     /// Its cgroup cannot be read.
     #[error(transparent)]
-    Cgroup(#[from] CgroupError),
+    Cgroup(#[from] FreezerError),
 }
 
 /// The main process of a container, pinned so that its number cannot come to mean another process.

@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::cgroup::Freezer;
+use super::cgroup::{Control, Freezer};
 use super::cri::Cri;
 use super::tasks::{Tasks, TasksError};
 

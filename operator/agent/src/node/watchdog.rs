@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::cgroup::Freezer;
+use super::cgroup::{Control, Freezer};
 use super::process::{Facts, SourceState, source_state};
 use super::release::correct_books_blocking;
 
