@@ -495,7 +495,7 @@ fn two_checkpoints_of_one_pod_at_once_never_dump_at_the_same_time() -> Result<()
 }
 
 #[test]
-fn a_failed_dump_names_the_cause_and_keeps_crius_log() -> Result<()> {
+fn a_pod_under_a_debugger_is_refused_at_once_and_the_debugger_is_named() -> Result<()> {
     let namespace = Namespace::new("traced")?;
     namespace.counter("counter", "node1")?;
     let uid = get(&namespace.0, "pod", "counter")?["metadata"]["uid"]
@@ -511,19 +511,17 @@ fn a_failed_dump_names_the_cause_and_keeps_crius_log() -> Result<()> {
     let strace = format!("strace -p {target} -o /dev/null >/dev/null 2>&1 & echo $!; sleep 1");
     let tracer = on_node("node1", &strace)?.trim().to_owned();
     let outcome = (|| {
-        let status = namespace.take(
-            "traced",
-            json!({"sourcePodName": "counter", "timeoutSeconds": 30}),
-        )?;
-        assert_condition(&status, "Stalled", "True", "PtraceDenied");
+        let status = namespace.take("traced", json!({"sourcePodName": "counter"}))?;
+        assert_condition(&status, "Stalled", "True", "AlreadyTraced");
+        assert_condition(&status, "PtraceValidated", "False", "AlreadyTraced");
         assert_condition(&status, "SourceRunning", "False", "SourceTraced");
         let message = status["failure"]["message"].as_str().unwrap_or_default();
-        let log = message
-            .split("CRIU's log is ")
-            .nth(1)
-            .and_then(|rest| rest.split(' ').next())
-            .context("no log is named")?;
-        on_node("node1", &format!("test -s {log}")).map(drop)
+        ensure!(
+            message.contains(&format!("process {tracer} (strace)")),
+            "{message}"
+        );
+        ensure!(status["frozen"].is_null(), "frozen for what cannot work");
+        Ok(())
     })();
     on_node("node1", &format!("kill {tracer}"))?;
     outcome?;

@@ -234,12 +234,23 @@ async fn conclude(report: &mut Report, freezers: &[Freezer]) {
         Reason::NotNeeded,
         "no setting was changed",
     );
-    let (verdict, reason, message) = describe_source(settle(freezers).await);
+    let untouched = is_untouched(report);
+    let limit = if untouched { Duration::ZERO } else { SETTLE };
+    let (verdict, reason, mut message) = describe_source(settle(freezers, limit).await);
+    if untouched && verdict == Verdict::False {
+        message.push_str("; it was so before, and nothing was done to it");
+    }
     report.set(ConditionType::SourceRunning, verdict, reason, message);
 }
 
+/// It failed before anything was done to the target.
+fn is_untouched(report: &Report) -> bool {
+    let failure = report.status.failure.as_ref();
+    failure.is_some_and(|failure| matches!(failure.step, Step::Inspect | Step::ValidatePtrace))
+}
+
 /// Waits, within bounds, until the target runs.
-async fn settle(freezers: &[Freezer]) -> Option<SourceState> {
+async fn settle(freezers: &[Freezer], limit: Duration) -> Option<SourceState> {
     if freezers.is_empty() {
         return None;
     }
@@ -247,7 +258,7 @@ async fn settle(freezers: &[Freezer]) -> Option<SourceState> {
     loop {
         let state = source_state(freezers);
         let settled = matches!(state, SourceState::Runs { .. } | SourceState::Gone);
-        if settled || started.elapsed() > SETTLE {
+        if settled || started.elapsed() >= limit {
             return Some(state);
         }
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -174,7 +174,7 @@ impl Writer<'_> {
         bad.map(|c| {
             let remedy = Reason::parse(&c.reason).map_or("", |r| r.doc().remedy);
             format!(
-                "WARNING, the pod does not run ({}): {}. {remedy} ",
+                "WARNING, the pod does not run undisturbed ({}): {}. {remedy} ",
                 c.reason, c.message
             )
         })

@@ -22,8 +22,11 @@ use crate::observation::Criu;
 use crate::proc;
 use crate::sys::{self, Fork, Waited};
 
-/// How long CRIU's own check may take, so that a verdict comes within two seconds. It takes a tenth of that.
+/// How long CRIU's own check may take beside a target, so that a verdict comes within two seconds. It takes a tenth of
+/// that, and on an emulated machine more than half.
 pub const LIMIT: Duration = Duration::from_millis(1600);
+/// How long it may take where nobody waits for a verdict on a target.
+pub const PATIENT: Duration = Duration::from_secs(5);
 /// How many of its lines are kept, and how long each may be.
 const LINES: usize = 12;
 const LINE: usize = 300;
@@ -43,6 +46,8 @@ pub struct Place {
     pub program: Option<PathBuf>,
     /// Folders to look in, in this order; the usual ones when there are none.
     pub folders: Vec<PathBuf>,
+    /// How long its check may take.
+    pub limit: Duration,
     /// A process whose mount, network, IPC and host name namespaces are entered first: the host's first one, from a
     /// container.
     pub namespaces_of: Option<i32>,
@@ -52,6 +57,7 @@ pub struct Place {
 pub struct Running {
     child: Option<(i32, OwnedFd)>,
     started: Instant,
+    limit: Duration,
 }
 
 /// Starts the check.
@@ -59,6 +65,7 @@ pub fn start(place: &Place) -> Running {
     Running {
         child: begin(place).ok(),
         started: Instant::now(),
+        limit: place.limit,
     }
 }
 
@@ -152,20 +159,12 @@ fn cover_cache() {
 }
 
 impl Running {
-    /// Waits for the end of the check, but never past its limit.
-    pub fn finish(self) -> Criu {
-        let Some((pid, reader)) = self.child else {
-            return Criu::default();
-        };
-        let (text, in_time) = self.started.read_all(reader);
-        let ended = child::wait_until(
-            pid,
-            if in_time {
-                Duration::from_millis(200)
-            } else {
-                Duration::ZERO
-            },
-        );
+    /// Waits for the end of the check, but never past its limit. `None` when it could not be started.
+    pub fn finish(self) -> Option<Criu> {
+        let (pid, reader) = self.child?;
+        let (text, closed) = read_until(self.started + self.limit, reader);
+        // What has closed its end is about to exit.
+        let ended = child::wait_until(pid, Duration::from_millis(if closed { 200 } else { 0 }));
         let waiting = if ended.is_none() { waiting(pid) } else { Vec::new() };
         if ended.is_none() {
             // The child is the leader of a group that only it and what it started are in.
@@ -178,35 +177,27 @@ impl Running {
             _ => None,
         };
         let micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        parse(&text, status, waiting, micros)
+        Some(parse(&text, status, waiting, micros))
     }
 }
 
-trait ReadUntil {
-    fn read_all(&self, reader: OwnedFd) -> (String, bool);
-}
-
-impl ReadUntil for Instant {
-    /// Reads to the end, or until the limit is over.
-    fn read_all(&self, reader: OwnedFd) -> (String, bool) {
-        let mut reader = fs::File::from(reader);
-        let (mut bytes, mut buffer) = (Vec::new(), [0u8; 4096]);
-        loop {
-            let left = LIMIT.saturating_sub(self.elapsed());
-            let milliseconds = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
-            let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
-            let in_time =
-                !left.is_zero() && poll(&mut fds, PollTimeout::from(milliseconds)).is_ok_and(|n| n > 0);
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            if !in_time {
-                return (text(&bytes), false);
-            }
-            match reader.read(&mut buffer) {
-                Ok(0) | Err(_) => return (text(&bytes), true),
-                Ok(count) => bytes.extend_from_slice(buffer.get(..count).unwrap_or_default()),
-            }
+/// Reads to the end, which is true, or until the deadline.
+fn read_until(deadline: Instant, reader: OwnedFd) -> (String, bool) {
+    let mut reader = fs::File::from(reader);
+    let (mut bytes, mut buffer) = (Vec::new(), [0u8; 4096]);
+    let closed = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let milliseconds = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
+        let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        if left.is_zero() || !poll(&mut fds, PollTimeout::from(milliseconds)).is_ok_and(|ready| ready > 0) {
+            break false;
         }
-    }
+        match reader.read(&mut buffer) {
+            Ok(0) | Err(_) => break true,
+            Ok(count) => bytes.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+        }
+    };
+    (String::from_utf8_lossy(&bytes).into_owned(), closed)
 }
 
 /// What CRIU and its children wait for.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::child::{self, ChildError, Ending, Limits};
 use crate::criu;
 use crate::facts;
-use crate::observation::{End, Observations, Process, Record, Sample, Stall, Step, Subject};
+use crate::observation::{End, Observations, Process, Record, Sample, Stall, Step, Subject, Thread};
 use crate::proc;
 use crate::rungs::{self, Quarry};
 use crate::wire::{Decoder, Message};
@@ -59,7 +59,12 @@ pub fn climb(request: &Request, tell: &mut dyn FnMut(Event<'_>)) -> Result<Obser
     climber.run(request)?;
     let mut seen = climber.seen;
     seen.denials = log.denials();
-    seen.criu = criu.map(criu::Running::finish);
+    if let Some(running) = criu {
+        seen.criu = running.finish();
+        if seen.criu.is_none() {
+            seen.gaps.push("CRIU's own check could not be started".into());
+        }
+    }
     seen.micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
     Ok(seen)
 }
@@ -218,16 +223,18 @@ pub fn obstacle(process: &Process) -> Option<String> {
     if let Some(freezer) = process.freezers.iter().find(|freezer| freezer.frozen) {
         return Some(format!("its cgroup {} is frozen", freezer.path));
     }
-    let telling =
-        |thread: &&crate::observation::Thread| thread.tracer != 0 || matches!(thread.state, 'D' | 'Z' | 'X');
+    if process.leader_ended() {
+        return Some("its first thread has ended".into());
+    }
+    let telling = |thread: &&Thread| thread.tracer != 0 || thread.state == 'D';
     let thread = process.notable.iter().find(telling)?;
-    Some(match thread.state {
-        'Z' | 'X' => format!("thread {} has ended", thread.tid),
-        _ if thread.tracer != 0 => format!("thread {} is traced by {}", thread.tid, thread.tracer),
-        _ => format!(
+    Some(if thread.tracer != 0 {
+        format!("thread {} is traced by {}", thread.tid, thread.tracer)
+    } else {
+        format!(
             "thread {} waits in the kernel and cannot be interrupted",
             thread.tid
-        ),
+        )
     })
 }
 
@@ -406,7 +413,7 @@ fn is_denial(text: &str, comm: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observation::{FreezerState, Thread};
+    use crate::observation::FreezerState;
 
     fn process() -> Process {
         Process {
@@ -432,13 +439,24 @@ mod tests {
         for (state, tracer) in [('D', 0), ('Z', 0), ('X', 0), ('t', 9), ('S', 9)] {
             let mut process = process();
             process.notable.push(Thread {
-                tid: 8,
+                tid: 7,
                 state,
                 tracer,
                 ..Thread::default()
             });
             assert!(obstacle(&process).is_some(), "{state} {tracer}");
         }
+    }
+
+    #[test]
+    fn a_thread_that_ends_beside_the_first_is_no_obstacle() {
+        let mut process = process();
+        process.notable.push(Thread {
+            tid: 8,
+            state: 'X',
+            ..Thread::default()
+        });
+        assert_eq!(obstacle(&process), None);
     }
 
     #[test]

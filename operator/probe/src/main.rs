@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use podcheckpoint_crds::{Outcome, Reason, reasons};
-use podcheckpoint_probe::criu::Place;
+use podcheckpoint_probe::criu::{LIMIT, PATIENT, Place};
 use podcheckpoint_probe::ladder::{self, Event, Request};
 use podcheckpoint_probe::observation::{End, Observations, Record};
 use podcheckpoint_probe::verdict::{self, Finding, Verdict};
@@ -87,6 +87,7 @@ fn probe(arguments: &ProbeArguments) -> ExitCode {
         targets: arguments.pid.clone(),
         criu: (arguments.criu || arguments.node).then(|| Place {
             program: arguments.criu_program.clone(),
+            limit: if arguments.node { PATIENT } else { LIMIT },
             folders: arguments.criu_search.clone(),
             namespaces_of: arguments.criu_namespaces_of,
         }),

@@ -110,6 +110,14 @@ pub struct Process {
     pub freezers: Vec<FreezerState>,
 }
 
+impl Process {
+    /// Its first thread has ended. Other threads may be in that state for a moment, which means nothing.
+    pub fn leader_ended(&self) -> bool {
+        let leader = self.notable.iter().find(|thread| thread.tid == self.pid);
+        leader.is_some_and(|thread| matches!(thread.state, 'Z' | 'X'))
+    }
+}
+
 /// Where a user namespace is, seen from the tracer's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum UserNamespace {

@@ -186,9 +186,21 @@ fn threads(teller: &mut Teller<'_>, quarry: &Quarry, word: Option<usize>) {
     }
 }
 
+/// `PTRACE_SEIZE`. The kernel says EPERM also of a thread that has just ended: that is not a refusal.
+fn seize(tid: i32) -> Result<i64, Errno> {
+    let ended = || proc::status(tid).is_none_or(|status| matches!(status.state, 'Z' | 'X'));
+    sys::seize(tid).map_err(|error| {
+        if error == libc::EPERM && ended() {
+            libc::ESRCH
+        } else {
+            error
+        }
+    })
+}
+
 /// One thread: seize, stop, look, let go.
 fn trace(teller: &mut Teller<'_>, tid: i32, word: Option<usize>, filtered: bool) -> Result<(), Errno> {
-    teller.step(Step::Seize, || sys::seize(tid))?;
+    teller.step(Step::Seize, || seize(tid))?;
     teller.step(Step::Interrupt, || sys::interrupt(tid))?;
     let signal = stop(teller, tid)?;
     let stopped = Instant::now();

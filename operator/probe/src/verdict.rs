@@ -550,13 +550,14 @@ fn thread_of(process: &Process, thread: &Thread, frozen: bool) -> Option<Finding
     }
     let wchan = thread.wchan.as_deref().unwrap_or_default();
     match thread.state {
-        // A child that has ended is saved as such; only the main process has to be alive.
+        // Any thread but the first may end at any time, and a child that has ended is saved as such.
+        'Z' | 'X' if tid != process.pid => None,
         'Z' | 'X' if process.threads > 1 => Some(fail(
             CHECK,
             Reason::TargetExiting,
             pid,
             format!(
-                "thread {tid} has ended while {} others are there",
+                "the first thread {tid} has ended while {} others are there",
                 process.threads - 1
             ),
         )),
@@ -630,6 +631,12 @@ fn steps_of(seen: &Observations, process: &Process) -> Vec<Finding> {
         .iter()
         .filter(|r| r.subject == Subject::Target && r.pid == process.pid)
         .collect();
+    if was_gone(seen, process) {
+        // Children come and go; only what was asked for has to stay.
+        let evidence = format!("process {} ended while it was looked at", process.pid);
+        let finding = || fail("target", Reason::TargetExiting, Some(process.pid), evidence);
+        return process.root.then(finding).into_iter().collect();
+    }
     let mut findings = Vec::new();
     let denied = own
         .iter()
@@ -694,13 +701,6 @@ fn step_of(seen: &Observations, process: &Process, record: &Record) -> Option<Fi
             Reason::AlreadyTraced,
             pid,
             format!("thread {} is traced after it was let go", record.tid),
-        )),
-        // The leader is gone: it ended while it was looked at.
-        (End::Errno(libc::ESRCH), _) => Some(fail(
-            "target",
-            Reason::TargetExiting,
-            pid,
-            format!("process {} ended while it was looked at", process.pid),
         )),
         // Missing on old kernels only; found with the probe's own child.
         (End::Errno(_), Step::Rseq) => None,
@@ -974,9 +974,7 @@ fn incomplete(seen: &Observations, findings: &[Finding]) -> Vec<Finding> {
             .iter()
             .any(|f| f.outcome == Outcome::Fail && (f.pid.is_none() || f.pid == Some(process.pid)));
         // A child that has ended needs no proof.
-        let ended = !process.root
-            && process.threads == 1
-            && process.notable.iter().any(|t| matches!(t.state, 'Z' | 'X'));
+        let ended = !process.root && (process.leader_ended() || was_gone(seen, process));
         if !explained && !ended {
             let evidence = format!("process {} was not proved", process.pid);
             unknown.push(found(
@@ -989,6 +987,13 @@ fn incomplete(seen: &Observations, findings: &[Finding]) -> Vec<Finding> {
         }
     }
     unknown
+}
+
+/// Its leader ended while it was looked at. ENOENT: /proc/PID is gone.
+fn was_gone(seen: &Observations, process: &Process) -> bool {
+    let gone = |end: &End| matches!(end, End::Errno(libc::ESRCH | libc::ENOENT));
+    let leaders = |r: &&Record| r.subject == Subject::Target && r.tid == process.pid;
+    seen.steps.iter().filter(leaders).any(|record| gone(&record.end))
 }
 
 /// A whole ladder on the leader, and no failure of any thread.
