@@ -1,0 +1,183 @@
+//! Why the kernel denies: by its own words where it logs them, otherwise by elimination in the kernel's own order.
+
+use podcheckpoint_crds::Reason;
+
+use super::words::{error, outcome_word, step_word};
+use super::{Finding, fail};
+use crate::facts::CAP_SYS_PTRACE;
+use crate::observation::{End, Observations, Process, Record, Step, Subject, UserNamespace};
+
+/// Why the kernel denies, by elimination in the kernel's own order (ptrace(2), __ptrace_may_access).
+pub(super) fn denial(seen: &Observations, process: &Process, own: &[&Record], record: &Record) -> Finding {
+    const CHECK: &str = "right to trace";
+    let pid = Some(process.pid);
+    let End::Errno(errno) = record.end else {
+        return fail(CHECK, Reason::PtraceDeniedUnexplained, pid, "denied");
+    };
+    let ends: Vec<String> = own
+        .iter()
+        .filter(|r| is_access(r.step))
+        .map(|r| format!("{:?} {}", r.step, outcome_word(&r.end)))
+        .collect();
+    let evidence = format!(
+        "{} of process {} gave {} ({})",
+        step_word(record.step),
+        process.pid,
+        error(errno),
+        ends.join(", ")
+    );
+    let reading_denied = own
+        .iter()
+        .any(|r| r.step == Step::Kcmp && matches!(r.end, End::Errno(e) if denies(e)));
+    let (reason, why) = cause_of_denial(seen, process, reading_denied);
+    fail(CHECK, reason, pid, format!("{evidence}; {why}"))
+}
+
+fn cause_of_denial(seen: &Observations, process: &Process, reading_denied: bool) -> (Reason, String) {
+    if let Some(found) = logged(seen) {
+        return found;
+    }
+    let yama = seen.kernel.yama;
+    if yama == Some(3) && !reading_denied {
+        return (Reason::YamaNoAttach, "kernel.yama.ptrace_scope is 3".into());
+    }
+    let capable = has(seen.tracer.capabilities)
+        && matches!(process.user_namespace, UserNamespace::Same | UserNamespace::Below);
+    if !capable && let Some(found) = incapable(seen, process, reading_denied) {
+        return found;
+    }
+    if yama == Some(3) {
+        return (Reason::YamaNoAttach, "kernel.yama.ptrace_scope is 3; reading is denied too, which Yama does not do: there is a second cause".into());
+    }
+    security_module(seen, Some(process)).unwrap_or_else(|| {
+        let label = seen.tracer.label.as_deref().unwrap_or("none");
+        let why = format!(
+            "ruled out: seccomp, another tracer, Yama ({yama:?}), capabilities, security labels ({label}), BPF programs, Landlock"
+        );
+        (Reason::PtraceDeniedUnexplained, why)
+    })
+}
+
+/// The kernel's own word for it.
+fn logged(seen: &Observations) -> Option<(Reason, String)> {
+    seen.denials.iter().find_map(|line| {
+        let reason = if line.contains("apparmor=\"DENIED\"") {
+            Reason::AppArmorDenied
+        } else if line.contains("avc:") {
+            Reason::SELinuxDenied
+        } else {
+            return None;
+        };
+        Some((reason, format!("the kernel's log: {line}")))
+    })
+}
+
+/// Without CAP_SYS_PTRACE over the target.
+fn incapable(seen: &Observations, process: &Process, reading_denied: bool) -> Option<(Reason, String)> {
+    let lacks = format!("the tracer's CapEff is {:016x}", seen.tracer.capabilities);
+    if process.user_namespace == UserNamespace::Outside {
+        return Some((
+            Reason::MissingPtraceCapability,
+            "the target's user namespace is not the tracer's nor below it".into(),
+        ));
+    }
+    if let Some(scope @ 1..) = seen.kernel.yama
+        && !reading_denied
+    {
+        let reason = if scope == 3 {
+            Reason::YamaNoAttach
+        } else {
+            Reason::YamaScopeRestricted
+        };
+        return Some((
+            reason,
+            format!("kernel.yama.ptrace_scope is {scope}, and {lacks}"),
+        ));
+    }
+    if process.not_dumpable && process.uid == seen.tracer.uid {
+        return Some((
+            Reason::TargetNotDumpable,
+            format!(
+                "/proc/{} belongs to root although user {} runs it, and {lacks}",
+                process.pid, process.uid
+            ),
+        ));
+    }
+    let equal = process.uid == seen.tracer.uid && process.capabilities & !seen.tracer.capabilities == 0;
+    (!equal).then(|| {
+        let why = format!(
+            "{lacks}, without CAP_SYS_PTRACE; the target's user is {} and its CapEff {:016x}",
+            process.uid, process.capabilities
+        );
+        (Reason::MissingPtraceCapability, why)
+    })
+}
+
+/// A security module that may deny although nothing was logged, the most telling first.
+pub(super) fn security_module(seen: &Observations, process: Option<&Process>) -> Option<(Reason, String)> {
+    if let Some(found) = logged(seen) {
+        return Some(found);
+    }
+    let kernel = &seen.kernel;
+    let active = |name: &str| {
+        kernel
+            .lsm
+            .as_ref()
+            .is_some_and(|all| all.iter().any(|module| module == name))
+    };
+    let label = seen.tracer.label.as_deref().unwrap_or("unconfined");
+    let theirs = process
+        .and_then(|process| process.label.as_deref())
+        .unwrap_or("unknown");
+    if kernel.selinux_enforcing == Some(true) {
+        let boolean = if kernel.selinux_deny_ptrace == Some(true) {
+            "deny_ptrace is on"
+        } else {
+            "deny_ptrace is off"
+        };
+        return Some((
+            Reason::SELinuxDenied,
+            format!(
+                "SELinux enforces, {boolean}; tracer {label}, target {theirs}; no denial was found in the kernel's log"
+            ),
+        ));
+    }
+    if active("apparmor") && !label.starts_with("unconfined") {
+        return Some((
+            Reason::AppArmorDenied,
+            format!("tracer {label}, target {theirs}; no denial was found in the kernel's log"),
+        ));
+    }
+    if kernel.bpf_lsm_programs.is_some_and(|count| count > 0) {
+        return Some((
+            Reason::BpfLsmDenied,
+            format!(
+                "{} BPF program(s) of the type LSM are loaded",
+                kernel.bpf_lsm_programs.unwrap_or(0)
+            ),
+        ));
+    }
+    let own_works = seen
+        .steps
+        .iter()
+        .any(|r| r.subject == Subject::Own && r.step == Step::Seize && matches!(r.end, End::Done(_)));
+    (kernel.landlock_abi > 0 && own_works && process.is_some()).then(|| {
+        let why = format!("the probe's own child can be traced, every other cause is ruled out, and Landlock (ABI {}) is active", kernel.landlock_abi);
+        (Reason::LandlockDenied, why)
+    })
+}
+
+pub(super) fn has(capabilities: u64) -> bool {
+    capabilities & CAP_SYS_PTRACE != 0
+}
+
+pub(super) fn is_access(step: Step) -> bool {
+    matches!(
+        step,
+        Step::Maps | Step::Kcmp | Step::ReadMemory | Step::GetFd | Step::Seize
+    )
+}
+
+pub(super) fn denies(errno: i32) -> bool {
+    matches!(errno, libc::EPERM | libc::EACCES)
+}

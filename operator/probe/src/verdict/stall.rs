@@ -1,0 +1,68 @@
+//! What a tracer that did not come back hangs on.
+
+use podcheckpoint_crds::Reason;
+
+use super::{Finding, fail};
+use crate::observation::{Process, Record, Stall, Step};
+
+/// A tracer that did not come back.
+pub(super) fn stalled(
+    check: &'static str,
+    record: &Record,
+    stall: &Stall,
+    process: Option<&Process>,
+) -> Finding {
+    let pid = process.map(|process| process.pid);
+    let tracer = stall
+        .tracer
+        .wchan
+        .as_deref()
+        .or(stall.tracer.stack.first().map(String::as_str))
+        .unwrap_or_default();
+    let target = stall.target.wchan.as_deref().unwrap_or_default();
+    let waits = |name: &str| tracer.contains(name) || stall.tracer.stack.iter().any(|f| f.contains(name));
+    let describe = |extra: &str| {
+        format!(
+            "{:?} did not return: tracer in state {} in {}, target in state {} in {}{extra}; {}",
+            record.step,
+            stall.tracer.state,
+            place(tracer),
+            stall.target.state,
+            place(target),
+            if stall.tracer_killed && stall.target_untraced {
+                "the tracer was ended and the target is untraced"
+            } else {
+                "the tracer could not be ended"
+            },
+        )
+    };
+    if waits("seccomp_do_user_notification") {
+        let holders = if stall.listeners.is_empty() {
+            String::new()
+        } else {
+            format!("; listeners are held by {}", stall.listeners.join(", "))
+        };
+        return fail(check, Reason::SeccompNotifyUnanswered, pid, describe(&holders));
+    }
+    let reason = match (stall.tracer.state, stall.target.state) {
+        ('D', _) if waits("ptrace_attach") => Reason::TargetFrozenStopped,
+        _ if waits("ptrace_attach") || is_exec(target) => Reason::TargetExecInProgress,
+        (_, 'D') if record.step == Step::Stop => Reason::TargetUninterruptible,
+        _ => Reason::PtraceStalled,
+    };
+    fail(check, reason, pid, describe(""))
+}
+
+fn place(wchan: &str) -> &str {
+    if wchan.is_empty() {
+        "an unknown place"
+    } else {
+        wchan
+    }
+}
+
+pub(super) fn is_exec(wchan: &str) -> bool {
+    ["begin_new_exec", "de_thread", "bprm_execve", "exec_mmap"]
+        .iter()
+        .any(|name| wchan.contains(name))
+}
