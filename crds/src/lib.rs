@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkpoint_node;
 pub mod conditions;
 pub mod generated;
 pub mod podcheckpoint;
 pub mod reasons;
 
+pub use checkpoint_node::*;
 pub use conditions::ConditionType;
 pub use podcheckpoint::*;
 pub use reasons::Reason;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod capability;
 pub mod criu;
 pub mod journal;
 pub mod node;

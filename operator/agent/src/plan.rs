@@ -71,6 +71,22 @@ pub fn choose(wanted: Method, facts: &Facts) -> (Result<Plan, (Reason, String)>,
     (plan.ok_or_else(|| no_method(wanted, facts)), skipped)
 }
 
+/// The methods that can be used, and why the others cannot.
+pub fn usable(facts: &Facts) -> (Vec<Method>, Vec<SkippedMethod>) {
+    let (mut methods, mut skipped) = (Vec::new(), Vec::new());
+    for method in preference(facts.containers) {
+        match obstacle(method, facts) {
+            None => methods.push(method),
+            Some((reason, message)) => skipped.push(SkippedMethod {
+                method,
+                reason: reason.as_str().to_owned(),
+                message,
+            }),
+        }
+    }
+    (methods, skipped)
+}
+
 fn consistency(method: Method, containers: usize) -> Consistency {
     if containers <= 1 || method == Method::Direct {
         Consistency::Pod

@@ -3,16 +3,21 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
 
 use futures::TryStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, ResourceExt};
 use podcheckpoint_crds::conditions::Verdict;
-use podcheckpoint_crds::{ArchiveState, ConditionType, DeletionPolicy, PodCheckpoint, Reason, Step};
+use podcheckpoint_crds::{
+    ArchiveState, CheckpointNodeStatus, ConditionType, DeletionPolicy, PodCheckpoint, Reason, Step,
+};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::capability;
 use crate::journal::{Entry, TargetProcess, write_synced};
 use crate::node::cgroup::Freezer;
 use crate::node::process::Target;
@@ -99,6 +104,27 @@ struct Agent {
     running: HashMap<String, Running>,
     work: JoinSet<String>,
     listed: HashSet<String>,
+    reporter: Arc<Reporter>,
+}
+
+/// The report on this node, one writer at a time.
+struct Reporter {
+    client: Client,
+    node: String,
+    context: Context,
+    last: Mutex<Option<CheckpointNodeStatus>>,
+}
+
+impl Reporter {
+    async fn report(&self) {
+        capability::report(
+            &self.client,
+            &self.node,
+            &self.context,
+            &mut *self.last.lock().await,
+        )
+        .await;
+    }
 }
 
 /// Runs until `stop` fires; then what is running is cancelled and reported.
@@ -114,15 +140,23 @@ pub async fn run(
     let api: Api<PodCheckpoint> = Api::all(client.clone());
     let config = watcher::Config::default().fields(&format!("status.nodeName={node}"));
     let mut events = pin!(watcher::watcher(api, config).default_backoff());
+    let reporter = Arc::new(Reporter {
+        client: client.clone(),
+        node: node.to_owned(),
+        context: context.clone(),
+        last: Mutex::default(),
+    });
     let mut agent = Agent {
         client,
         context,
         running: HashMap::new(),
         work: JoinSet::new(),
         listed: HashSet::new(),
+        reporter,
     };
     agent.recover_targets().await;
     tracing::info!(node, "watching");
+    agent.report_node();
     loop {
         tokio::select! {
             event = events.try_next() => match event {
@@ -132,6 +166,7 @@ pub async fn run(
             },
             Some(done) = agent.work.join_next(), if !agent.work.is_empty() => {
                 if let Ok(uid) = done { agent.running.remove(&uid); }
+                agent.report_node();
             }
             () = stop.cancelled() => break,
         }
@@ -163,6 +198,12 @@ impl Agent {
             );
             operation::release(&self.context, &freezers).await;
         }
+    }
+
+    /// Beside the work: an operation may have found the node changed.
+    fn report_node(&self) {
+        let reporter = self.reporter.clone();
+        tokio::spawn(async move { reporter.report().await });
     }
 
     async fn handle(&mut self, event: Event<PodCheckpoint>) {

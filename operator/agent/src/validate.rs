@@ -177,7 +177,8 @@ fn silent(error: &ProbeError, report: &mut Report) -> Stop {
     Stop::new(Step::ValidatePtrace, Reason::ProbeStalled, message)
 }
 
-fn findings(verdict: &Verdict, members: &HashMap<i32, String>) -> Vec<Finding> {
+/// The findings as a status shows them, with the name of the container to which a process belongs.
+pub fn findings(verdict: &Verdict, members: &HashMap<i32, String>) -> Vec<Finding> {
     let all = verdict.findings.iter().map(|finding| {
         let container = finding.pid.and_then(|pid| members.get(&pid));
         let passed = finding.outcome == Outcome::Pass;

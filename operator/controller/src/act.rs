@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource, ResourceExt};
-use podcheckpoint_crds::{CONTROLLER_MANAGER, FINALIZER, PodCheckpoint, PodCheckpointStatus};
+use podcheckpoint_crds::{
+    CONTROLLER_MANAGER, CheckpointNode, CheckpointNodeSpec, FINALIZER, PodCheckpoint, PodCheckpointStatus,
+};
 use serde_json::json;
 
 use crate::agent_pod;
@@ -68,7 +71,7 @@ impl Hand {
                 Action::AddFinalizer => version = set_finalizer(&api, object, &version, true).await?,
                 Action::RemoveFinalizer => version = set_finalizer(&api, object, &version, false).await?,
                 Action::WriteStatus(status) => version = write_status(&api, object, &version, status).await?,
-                Action::EnsureAgent(node) => self.ensure_agent(node).await?,
+                Action::EnsureAgent { node, uid } => self.ensure_agent(node, uid.as_deref()).await?,
                 Action::DeleteAgent(pod) => self.delete_agent(pod).await?,
                 Action::DeleteObject => delete(&api, object).await?,
                 Action::Announce(event) => self.announce(object, event),
@@ -77,7 +80,7 @@ impl Hand {
         Ok(())
     }
 
-    async fn ensure_agent(&self, node: &str) -> Result<(), ActError> {
+    async fn ensure_agent(&self, node: &str, uid: Option<&str>) -> Result<(), ActError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pod = agent_pod::build(&self.config.agent, &self.namespace, node);
         let parameters = PostParams {
@@ -87,12 +90,35 @@ impl Hand {
         match api.create(&parameters, &pod).await {
             Ok(_) => {
                 tracing::info!(node, pod = pod.name_any(), "agent launched");
-                Ok(())
+                self.ensure_report(node, uid).await
             }
             Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => Ok(()),
             Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 404 | 422) => {
                 Err(ActError::AgentDenied(status.message.clone()))
             }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The empty report on a node, which the agent fills. It goes with the node.
+    async fn ensure_report(&self, node: &str, uid: Option<&str>) -> Result<(), ActError> {
+        let mut report = CheckpointNode::new(node, CheckpointNodeSpec::default());
+        report.metadata.owner_references = uid.map(|uid| {
+            vec![OwnerReference {
+                api_version: "v1".into(),
+                kind: "Node".into(),
+                name: node.into(),
+                uid: uid.into(),
+                ..Default::default()
+            }]
+        });
+        let parameters = PostParams {
+            field_manager: Some(CONTROLLER_MANAGER.into()),
+            ..Default::default()
+        };
+        match Api::all(self.client.clone()).create(&parameters, &report).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             Err(error) => Err(error.into()),
         }
     }

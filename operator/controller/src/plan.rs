@@ -59,7 +59,12 @@ pub(crate) enum Action {
     /// Apply this as the controller's part of the status.
     WriteStatus(Box<PodCheckpointStatus>),
     /// Make sure that an agent runs on this node.
-    EnsureAgent(String),
+    EnsureAgent {
+        /// Its name.
+        node: String,
+        /// Its UID, which owns the report on it.
+        uid: Option<String>,
+    },
     /// Delete this pod of an agent.
     DeleteAgent(Box<Pod>),
     /// Let the object go.
@@ -223,7 +228,7 @@ fn first_sight(world: &World, now: Timestamp) -> Plan {
     }
     actions.push(Action::WriteStatus(Box::new(writer(world, now).bound(&target))));
     actions.push(Action::Announce(Event::Started(target.clone())));
-    actions.push(Action::EnsureAgent(target.node));
+    actions.push(ensure_agent(world, &target.node));
     Plan::just(actions)
 }
 
@@ -278,7 +283,14 @@ fn keep_agent(world: &World) -> Option<Action> {
     }
     let node = bound_node(&world.object)?;
     let wanted = world.agent.is_none() && world.agent_denied.is_none() && world.node.is_some();
-    wanted.then(|| Action::EnsureAgent(node.to_owned()))
+    wanted.then(|| ensure_agent(world, node))
+}
+
+fn ensure_agent(world: &World, node: &str) -> Action {
+    Action::EnsureAgent {
+        node: node.to_owned(),
+        uid: world.node.as_ref().and_then(|node| node.metadata.uid.clone()),
+    }
 }
 
 fn delete_agent(pod: &Pod) -> Action {

@@ -62,6 +62,13 @@ fn pod() -> Pod {
     pod
 }
 
+fn ensure_agent() -> Action {
+    Action::EnsureAgent {
+        node: "node1".into(),
+        uid: None,
+    }
+}
+
 fn node(ready: &str) -> Node {
     let condition = NodeCondition {
         type_: "Ready".into(),
@@ -259,7 +266,7 @@ fn a_restart_after_the_finalizer_does_not_add_it_again() {
 #[test]
 fn a_restart_after_the_binding_launches_the_agent_and_binds_no_second_time() {
     let world = bound_world();
-    assert_eq!(plan(&world, at(1)).actions, [Action::EnsureAgent("node1".into())]);
+    assert_eq!(plan(&world, at(1)).actions, [ensure_agent()]);
 }
 
 #[test]
@@ -358,7 +365,12 @@ fn a_target_that_cannot_be_checkpointed_ends_at_once_with_its_reason() {
             object.status.as_ref().unwrap().failure.as_ref().unwrap().reason,
             reason.as_str()
         );
-        assert!(!only.actions.iter().any(|a| matches!(a, Action::EnsureAgent(_))));
+        assert!(
+            !only
+                .actions
+                .iter()
+                .any(|a| matches!(a, Action::EnsureAgent { .. }))
+        );
     }
 }
 
@@ -437,7 +449,7 @@ fn a_rejected_agent_makes_room_for_the_next() {
 fn an_agent_that_vanishes_at_work_is_launched_again_to_say_what_became_of_the_pod() {
     let mut world = bound_world();
     world.object.status.as_mut().unwrap().archive_state = Some(ArchiveState::Writing);
-    assert_eq!(plan(&world, at(2)).actions, [Action::EnsureAgent("node1".into())]);
+    assert_eq!(plan(&world, at(2)).actions, [ensure_agent()]);
 }
 
 #[test]
@@ -598,7 +610,7 @@ fn deletion_waits_for_the_agent_to_delete_the_archive() {
     let mut world = finished_world();
     deleting(&mut world);
     let next = plan(&world, at(11));
-    assert_eq!(next.actions, [Action::EnsureAgent("node1".into())]);
+    assert_eq!(next.actions, [ensure_agent()]);
     world.object.status.as_mut().unwrap().archive_state = Some(ArchiveState::Deleted);
     assert_eq!(plan(&world, at(12)).actions, [Action::RemoveFinalizer]);
 }

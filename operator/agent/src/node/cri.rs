@@ -12,11 +12,12 @@ use tonic::{Code, Request, Status};
 use super::grpc;
 
 /// Sockets of the runtimes that Kubernetes distributions ship, most common first.
-const KNOWN_SOCKETS: [&str; 5] = [
+const KNOWN_SOCKETS: [&str; 6] = [
     "/run/containerd/containerd.sock",
     "/run/crio/crio.sock",
     "/run/k3s/containerd/containerd.sock",
     "/run/k0s/containerd.sock",
+    "/var/snap/microk8s/common/run/containerd.sock",
     "/run/cri-dockerd.sock",
 ];
 /// How long the runtime may take for a call that only looks something up.
@@ -132,6 +133,37 @@ pub struct Container {
     pub image: Option<String>,
 }
 
+/// A runtime handler, as a RuntimeClass names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handler {
+    /// Its name; empty is the default one.
+    pub name: String,
+    /// Its shim, for example io.containerd.runc.v2.
+    pub runtime_type: Option<String>,
+}
+
+/// Every handler once, the default one first.
+fn handlers(mut names: Vec<String>, config: &VerboseConfig) -> Vec<Handler> {
+    names.extend(config.containerd.runtimes.keys().cloned());
+    names.push(String::new());
+    names.sort();
+    names.dedup();
+    let of = |name: String| {
+        let key = if name.is_empty() {
+            &config.containerd.default_runtime_name
+        } else {
+            &name
+        };
+        let runtime_type = config
+            .containerd
+            .runtimes
+            .get(key)
+            .map(|runtime| runtime.runtime_type.clone());
+        Handler { name, runtime_type }
+    };
+    names.into_iter().map(of).collect()
+}
+
 /// A connection to the runtime.
 #[derive(Clone, Debug)]
 pub struct Cri {
@@ -203,6 +235,25 @@ impl Cri {
     /// The socket that answered.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// The runtime handlers, with their shims where the runtime tells. The default one comes first, without a name.
+    ///
+    /// # Errors
+    /// When the runtime does not answer.
+    pub async fn handlers(&self) -> Result<Vec<Handler>, CriError> {
+        let request = StatusRequest { verbose: true };
+        let answer: StatusResponse = self
+            .look_up("Status", "/runtime.v1.RuntimeService/Status", request)
+            .await?;
+        // The verbose part is the runtime's own JSON; containerd's has its configuration.
+        let config: VerboseConfig = answer
+            .info
+            .get("config")
+            .and_then(|json| serde_json::from_str(json).ok())
+            .unwrap_or_default();
+        let names = answer.runtime_handlers.into_iter().map(|handler| handler.name);
+        Ok(handlers(names.collect(), &config))
     }
 
     /// The ready sandbox of a pod, found by the pod's UID and never by its name.
@@ -367,6 +418,46 @@ struct VersionResponse {
     runtime_name: String,
     #[prost(string, tag = "3")]
     runtime_version: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusRequest {
+    #[prost(bool, tag = "1")]
+    verbose: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusResponse {
+    #[prost(map = "string, string", tag = "2")]
+    info: HashMap<String, String>,
+    #[prost(message, repeated, tag = "3")]
+    runtime_handlers: Vec<RuntimeHandler>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RuntimeHandler {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+/// containerd's configuration, as far as it is needed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct VerboseConfig {
+    containerd: ContainerdConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ContainerdConfig {
+    default_runtime_name: String,
+    runtimes: HashMap<String, RuntimeConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct RuntimeConfig {
+    runtime_type: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

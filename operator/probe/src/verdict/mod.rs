@@ -246,6 +246,18 @@ fn incomplete(seen: &Observations, findings: &[Finding]) -> Vec<Finding> {
             )
         })
         .collect();
+    let own =
+        |r: &Record| r.subject == Subject::Own && r.step == Step::Detach && matches!(r.end, End::Done(_));
+    if !seen.steps.iter().any(own) && findings.iter().all(|finding| finding.outcome != Outcome::Fail) {
+        let evidence = "ptrace of the probe's own child was not proved";
+        unknown.push(found(
+            "completeness",
+            Outcome::Unknown,
+            Reason::ProbeIncomplete,
+            None,
+            evidence,
+        ));
+    }
     for process in seen.processes.iter().filter(|process| !proved(seen, process)) {
         let explained = findings
             .iter()
