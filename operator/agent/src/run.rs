@@ -43,6 +43,16 @@ pub enum Decision {
     Repeat,
 }
 
+impl Decision {
+    /// Whether it does something to the pod.
+    fn touches(self) -> bool {
+        match self {
+            Self::Begin | Self::Interrupted => true,
+            Self::Ignore | Self::Refuse | Self::Cancel | Self::Delete | Self::Repeat => false,
+        }
+    }
+}
+
 /// What the agent knows of an object besides the object.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Known {
@@ -93,7 +103,8 @@ pub fn decide(object: &PodCheckpoint, known: Known) -> Decision {
 }
 
 struct Running {
-    pod: String,
+    /// The pod that it touches; none when it only reports or deletes files.
+    pod: Option<String>,
     cancel: CancellationToken,
 }
 
@@ -227,7 +238,7 @@ impl Agent {
         });
         Known {
             running: self.running.contains_key(uid),
-            pod_busy: self.running.values().any(|r| r.pod == pod),
+            pod_busy: self.running.values().any(|r| r.pod.as_ref() == Some(&pod)),
             begun: entry.as_ref().is_some_and(|e| e.result.is_none()),
             ended: entry.is_some_and(|e| e.result.is_some()),
         }
@@ -255,7 +266,7 @@ impl Agent {
         self.running.insert(
             uid.clone(),
             Running {
-                pod: source_uid(&object),
+                pod: decision.touches().then(|| source_uid(&object)),
                 cancel: cancel.clone(),
             },
         );
@@ -514,6 +525,12 @@ mod tests {
             ..Known::default()
         };
         assert_eq!(decide(&object(None, false), busy), Decision::Refuse);
+    }
+
+    #[test]
+    fn deleting_an_archive_does_not_make_its_pod_busy() {
+        assert!(!Decision::Delete.touches() && !Decision::Repeat.touches());
+        assert!(Decision::Begin.touches() && Decision::Interrupted.touches());
     }
 
     #[test]
