@@ -391,9 +391,9 @@ reasons! {
         }
         TargetNotDumpable {
             "The target has made itself not dumpable (prctl PR_SET_DUMPABLE, or a set-user-ID program), and the tracer has no CAP_SYS_PTRACE.",
-            "/proc/PID belongs to root although another user runs the process.",
+            "/proc/PID/maps belongs to root although another user runs the process.",
             "Trace with CAP_SYS_PTRACE, as the agent on the node has it; the target need not be changed.",
-            confirm: "`stat -c %U /proc/PID; grep Uid /proc/PID/status`",
+            confirm: "`stat -c %U /proc/PID/maps; grep Uid /proc/PID/status`",
             affects: "The tracer's own pod.",
         }
         AppArmorDenied {

@@ -153,7 +153,8 @@ pub fn processes(roots: &[i32]) -> Vec<Process> {
 fn process(pid: i32, root: bool) -> Option<Process> {
     let (status, stat) = (proc::status(pid)?, proc::stat(pid)?);
     let tids = proc::threads(pid);
-    let owner = fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).ok();
+    // Not the folder: that is the user's in any case.
+    let owner = fs::metadata(format!("/proc/{pid}/maps")).map(|m| m.uid()).ok();
     Some(Process {
         pid,
         comm: status.comm.clone(),

@@ -94,7 +94,7 @@ pub struct Process {
     pub uid: u32,
     /// Effective capabilities, a bit each.
     pub capabilities: u64,
-    /// It is owned by root in /proc although another user runs it, which the kernel does to what is not dumpable.
+    /// Its files in /proc are owned by root although another user runs it, which the kernel does to what is not dumpable.
     pub not_dumpable: bool,
     /// Where its user namespace is, seen from the tracer's.
     pub user_namespace: UserNamespace,

@@ -81,6 +81,10 @@ fn incapable(seen: &Observations, process: &Process, reading_denied: bool) -> Op
             "the target's user namespace is not the tracer's nor below it".into(),
         ));
     }
+    if process.user_namespace == UserNamespace::Unknown && !seen.tracer.initial_user_namespace {
+        let why = "the tracer is in a user namespace below the first one, and cannot see the target's";
+        return Some((Reason::MissingPtraceCapability, why.into()));
+    }
     if let Some(scope @ 1..) = seen.kernel.yama
         && !reading_denied
     {
@@ -98,7 +102,7 @@ fn incapable(seen: &Observations, process: &Process, reading_denied: bool) -> Op
         return Some((
             Reason::TargetNotDumpable,
             format!(
-                "/proc/{} belongs to root although user {} runs it, and {lacks}",
+                "/proc/{}/maps belongs to root although user {} runs it, and {lacks}",
                 process.pid, process.uid
             ),
         ));

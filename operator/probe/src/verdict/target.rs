@@ -163,6 +163,10 @@ pub(super) fn steps_of(seen: &Observations, process: &Process) -> Vec<Finding> {
         .filter(|r| r.subject == Subject::Target && r.pid == process.pid)
         .collect();
     own.sort_by_key(|record| (record.step, record.tid));
+    if process.leader_ended() {
+        // The facts say it already, and whatever was answered about it is a consequence.
+        return Vec::new();
+    }
     if was_gone(seen, process) {
         // Children come and go; only what was asked for has to stay.
         let evidence = format!("process {} ended while it was looked at", process.pid);

@@ -1,0 +1,348 @@
+//! A process that cannot (or can) be traced for one real reason, for the tests. Never part of an image.
+//!
+//! `probe-fixture target PROGRESS MODE...` is a target: it computes, waits in epoll for a timer, and writes to the file
+//! PROGRESS how far it is; it prints `ready` once the cause is there. `probe-fixture under FILTER PROGRAM ARG...` runs
+//! a program (the probe) in a context that is the cause.
+#![allow(
+    unsafe_code,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "only numbers and own buffers are passed to the kernel"
+)]
+
+use std::ffi::CString;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+static COUNT: AtomicU64 = AtomicU64::new(0);
+static STOP: AtomicBool = AtomicBool::new(false);
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[1] {
+        "target" => target(words[2], words[3], &words[4..]),
+        "under" => under(words[2], &words[3..]),
+        "trace" => trace(words[2].parse().unwrap()),
+        other => panic!("no mode {other}"),
+    }
+}
+
+// --- targets -------------------------------------------------------------------------------------------------------
+
+fn target(progress: &str, mode: &str, rest: &[&str]) {
+    let number = || rest.first().and_then(|n| n.parse::<usize>().ok()).unwrap_or(1);
+    match mode {
+        "plain" => {}
+        "threads" => (1..number()).for_each(|_| sleeper()),
+        "churn" => drop(std::thread::spawn(|| {
+            while !STOP.load(Ordering::Relaxed) {
+                let thread = std::thread::spawn(|| std::thread::sleep(Duration::from_micros(300)));
+                let _ = thread.join();
+            }
+        })),
+        "tree" => (1..number()).for_each(|_| let_be(child(loop_forever))),
+        "forks" => drop(std::thread::spawn(|| {
+            loop {
+                let pid = child(|| std::thread::sleep(Duration::from_millis(1)));
+                unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+            }
+        })),
+        "zombie-child" => {
+            child(|| {});
+        }
+        "not-dumpable" => {
+            become_user(4242);
+            unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+        }
+        "other-user" => {
+            become_user(4243);
+            unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+        }
+        "user-namespace" => assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWUSER) }, 0),
+        "pending-trap" => pending_trap(),
+        "filtered" => let_be(filter(libc::SYS_acct, libc::SECCOMP_RET_ERRNO | 1, false)),
+        "listener" => let_be(filter(libc::SYS_acct, libc::SECCOMP_RET_USER_NOTIF, true)),
+        "mdwe" => assert_eq!(unsafe { libc::prctl(65, 1, 0, 0, 0) }, 0),
+        "vfork" => vfork_parent(progress),
+        "zombie-leader" => zombie_leader(progress),
+        "exec" => blocked_exec(),
+        other => panic!("no target {other}"),
+    }
+    say_ready(&std::process::id().to_string());
+    compute(progress);
+}
+
+/// A descriptor that stays open for as long as the process lives.
+fn let_be(_descriptor: i32) {}
+
+fn say_ready(word: &str) {
+    println!("ready {word}");
+    std::io::stdout().flush().unwrap();
+}
+
+/// Counts, checks what it has counted, and waits in epoll for a timer, for as long as it lives.
+fn compute(progress: &str) {
+    let (epoll, timer) = unsafe {
+        (
+            libc::epoll_create1(0),
+            libc::timerfd_create(libc::CLOCK_MONOTONIC, 0),
+        )
+    };
+    let every = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 500_000,
+    };
+    let spec = libc::itimerspec {
+        it_interval: every,
+        it_value: every,
+    };
+    let mut event = libc::epoll_event {
+        events: libc::EPOLLIN as u32,
+        u64: 1,
+    };
+    unsafe {
+        libc::timerfd_settime(timer, 0, &raw const spec, std::ptr::null_mut());
+        libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, timer, &raw mut event);
+    }
+    let (mut sum, mut number) = (0u64, 0u64);
+    loop {
+        let mut fired = libc::epoll_event { events: 0, u64: 0 };
+        // EINTR is what a stop does to epoll_wait, ptrace(2) BUGS.
+        if unsafe { libc::epoll_wait(epoll, &raw mut fired, 1, 1000) } == 1 {
+            let mut expirations = 0u64;
+            unsafe { libc::read(timer, (&raw mut expirations).cast(), 8) };
+        }
+        for _ in 0..1000 {
+            number += 1;
+            sum = sum.wrapping_add(number.wrapping_mul(number));
+        }
+        // n(n+1)(2n+1)/6, in 128 bits
+        let n = u128::from(number);
+        let expected = (n * (n + 1) * (2 * n + 1) / 6) as u64;
+        let correct = sum == expected;
+        std::fs::write(progress, format!("{number} {correct}\n")).unwrap();
+        COUNT.store(number, Ordering::Relaxed);
+    }
+}
+
+fn loop_forever() {
+    loop {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn sleeper() {
+    std::thread::Builder::new()
+        .stack_size(64 << 10)
+        .spawn(loop_forever)
+        .unwrap();
+}
+
+fn child(work: impl FnOnce()) -> i32 {
+    match unsafe { libc::fork() } {
+        0 => {
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            work();
+            unsafe { libc::_exit(0) }
+        }
+        pid => pid,
+    }
+}
+
+fn become_user(uid: u32) {
+    unsafe {
+        assert_eq!(libc::setgroups(0, std::ptr::null()), 0);
+        assert_eq!(libc::setgid(uid), 0);
+        assert_eq!(libc::setuid(uid), 0);
+    }
+}
+
+fn pending_trap() {
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, libc::SIGTRAP);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        libc::raise(libc::SIGTRAP);
+    }
+}
+
+/// A parent that waits in vfork for a child which neither ends nor calls exec. The child is the one that computes.
+fn vfork_parent(progress: &str) -> ! {
+    let parent = std::process::id();
+    // SYS_vfork by hand: the C library's wrapper is not for a child that goes on for long.
+    if unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_VFORK | libc::SIGCHLD, 0, 0, 0, 0) } == 0 {
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        say_ready(&parent.to_string());
+        compute(progress);
+    }
+    loop_forever();
+    unreachable!()
+}
+
+/// The first thread ends, another one goes on.
+fn zombie_leader(progress: &str) -> ! {
+    let progress = progress.to_owned();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        say_ready(&std::process::id().to_string());
+        compute(&progress);
+    });
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    unreachable!()
+}
+
+/// Calls execve while another of its threads, traced and ended, is not reaped by its tracer: de_thread waits for ever.
+fn blocked_exec() {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        sender
+            .send(unsafe { libc::syscall(libc::SYS_gettid) } as i32)
+            .unwrap();
+        loop_forever();
+    });
+    let tid = receiver.recv().unwrap();
+    let parent = std::process::id();
+    // The tracer seizes the thread and never reaps it.
+    child(move || {
+        assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0, 0) }, 0);
+        std::thread::sleep(Duration::from_millis(150));
+        say_ready(&parent.to_string());
+        loop_forever();
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    let program = CString::new("/bin/sleep").unwrap();
+    let argument = CString::new("60").unwrap();
+    unsafe {
+        libc::execv(
+            program.as_ptr(),
+            [program.as_ptr(), argument.as_ptr(), std::ptr::null()].as_ptr(),
+        )
+    };
+}
+
+/// A tracer: seizes a thread, says so, and stays.
+fn trace(tid: i32) {
+    assert_eq!(
+        unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0, 0) },
+        0,
+        "{}",
+        std::io::Error::last_os_error()
+    );
+    say_ready(&tid.to_string());
+    loop_forever();
+}
+
+// --- contexts of the tracer ----------------------------------------------------------------------------------------
+
+fn under(context: &str, command: &[&str]) {
+    let action = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    match context {
+        "errno" => filter(libc::SYS_ptrace, action, false),
+        "kill" => filter(libc::SYS_ptrace, libc::SECCOMP_RET_KILL_PROCESS, false),
+        "trap" => filter(libc::SYS_ptrace, libc::SECCOMP_RET_TRAP, false),
+        "silent-listener" => {
+            // Somebody else must hold the listener: it would end with this process otherwise.
+            let listener = filter(libc::SYS_ptrace, libc::SECCOMP_RET_USER_NOTIF, true);
+            child(move || {
+                let _held = listener;
+                loop_forever();
+            });
+            let flags = unsafe { libc::fcntl(listener, libc::F_GETFD) };
+            unsafe { libc::fcntl(listener, libc::F_SETFD, flags | libc::FD_CLOEXEC) };
+            listener
+        }
+        "listener-gone" => {
+            let listener = filter(libc::SYS_ptrace, libc::SECCOMP_RET_USER_NOTIF, true);
+            unsafe { libc::close(listener) }
+        }
+        "harmless-filter" => filter(libc::SYS_acct, action, false),
+        "unprivileged" => {
+            become_user(4242);
+            0
+        }
+        "user-namespace" => {
+            let result = unsafe { libc::unshare(libc::CLONE_NEWUSER) };
+            // Mapped, so that the capabilities survive execve: all of them, and none outside.
+            std::fs::write("/proc/self/uid_map", "0 0 1").unwrap();
+            result
+        }
+        "landlock" => landlock(),
+        other => panic!("no context {other}"),
+    };
+    let error = Command::new(command[0]).args(&command[1..]).exec();
+    panic!("{error}");
+}
+
+/// Restricts itself with Landlock: nothing but removing files below / is denied, and ptrace out of the domain with it.
+fn landlock() -> i32 {
+    #[repr(C)]
+    struct Attributes {
+        handled: u64,
+    }
+    const REMOVE_DIR: u64 = 1 << 4;
+    let attributes = Attributes { handled: REMOVE_DIR };
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        let ruleset = libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            &raw const attributes,
+            size_of::<Attributes>(),
+            0,
+        );
+        assert!(ruleset >= 0, "no Landlock");
+        assert_eq!(libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0), 0);
+    }
+    0
+}
+
+/// A seccomp filter that does one thing about one system call, and lets everything else pass; the listener, if asked.
+fn filter(syscall: i64, action: u32, listener: bool) -> i32 {
+    let statement = |code: u32, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let program = [
+        // The number of the system call is the first word of struct seccomp_data.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        libc::sock_filter {
+            code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 1,
+            k: syscall as u32,
+        },
+        statement(libc::BPF_RET | libc::BPF_K, action),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_ptr().cast_mut(),
+    };
+    let flags = if listener {
+        libc::SECCOMP_FILTER_FLAG_NEW_LISTENER
+    } else {
+        0
+    };
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        let result = libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        );
+        assert!(result >= 0, "{}", std::io::Error::last_os_error());
+        result as i32
+    }
+}

@@ -1,0 +1,449 @@
+//! The probe against real causes on the real kernel: the right reason with its evidence, within two seconds, and the
+//! target goes on as it was.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a panic is a failed test; JSON yields null"
+)]
+
+mod causes;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use causes::{Cgroup, Target, can, is_root, probe};
+
+fn probe_target(target: &Target) -> Result<causes::Answer> {
+    probe(None, &["--pid", &target.pid().to_string()])
+}
+
+/// A target that the probe calls healthy, and that is.
+fn passes(mode: &[&str], words: &[&str]) -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(mode)?;
+    target.assert_goes_on()?;
+    let answer = probe_target(&target)?;
+    answer.assert("PtraceWorks", words)?;
+    ensure!(answer.outcome() == "Pass");
+    target.assert_untraced()?;
+    target.assert_goes_on()
+}
+
+/// A target of which the probe says this, and that goes on all the same.
+fn refuses(mode: &[&str], reason: &str, words: &[&str]) -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(mode)?;
+    probe_target(&target)?.assert(reason, words)?;
+    target.assert_untraced()?;
+    target.assert_goes_on()
+}
+
+/// The probe, in a context of which it says this, on a healthy target.
+fn under(context: &str, mode: &[&str], reason: &str, words: &[&str]) -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(mode)?;
+    let answer = probe(Some(context), &["--pid", &target.pid().to_string()])?;
+    answer.assert(reason, words)?;
+    target.assert_untraced()?;
+    target.assert_goes_on()
+}
+
+// --- healthy -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_healthy_target_passes_and_goes_on() -> Result<()> {
+    passes(&["plain"], &["1 thread(s) of 1 process(es)"])
+}
+
+#[test]
+fn a_thousand_threads_are_all_proved() -> Result<()> {
+    passes(&["threads", "1000"], &["1000 thread(s) of 1 process(es)"])
+}
+
+#[test]
+fn two_hundred_processes_are_all_proved() -> Result<()> {
+    passes(&["tree", "200"], &["200 thread(s) of 200 process(es)"])
+}
+
+#[test]
+fn threads_that_come_and_go_are_no_failure() -> Result<()> {
+    passes(&["churn"], &[])
+}
+
+#[test]
+fn processes_that_come_and_go_are_no_failure() -> Result<()> {
+    passes(&["forks"], &[])
+}
+
+#[test]
+fn a_child_that_has_ended_is_no_failure() -> Result<()> {
+    passes(&["zombie-child"], &[])
+}
+
+#[test]
+fn a_target_that_is_not_dumpable_passes_for_root() -> Result<()> {
+    passes(&["not-dumpable"], &[])
+}
+
+#[test]
+fn a_target_with_a_filter_of_its_own_passes_for_root() -> Result<()> {
+    passes(&["filtered"], &[])
+}
+
+#[test]
+fn a_target_that_denies_itself_new_code_passes() -> Result<()> {
+    passes(&["mdwe"], &[])
+}
+
+#[test]
+fn a_target_in_a_user_namespace_below_passes() -> Result<()> {
+    passes(&["user-namespace"], &[])
+}
+
+// --- the tracer's side ---------------------------------------------------------------------------------------------
+
+#[test]
+fn a_filter_that_refuses_ptrace_is_named() -> Result<()> {
+    under(
+        "errno",
+        &["plain"],
+        "SeccompBlocksTracer",
+        &["EPERM", "Seccomp: 2"],
+    )
+}
+
+#[test]
+fn a_filter_that_kills_is_named() -> Result<()> {
+    under("kill", &["plain"], "SeccompKillsTracer", &["SIGSYS"])
+}
+
+#[test]
+fn a_filter_that_traps_is_named() -> Result<()> {
+    under("trap", &["plain"], "SeccompKillsTracer", &["SIGSYS"])
+}
+
+#[test]
+fn a_listener_that_does_not_answer_is_named_with_who_holds_it() -> Result<()> {
+    let words = [
+        "state S in seccomp_do_user_notification",
+        "(probe-fixture)",
+        "the tracer was ended",
+    ];
+    under("silent-listener", &["plain"], "SeccompNotifyUnanswered", &words)
+}
+
+#[test]
+fn a_listener_that_is_gone_is_named() -> Result<()> {
+    under("listener-gone", &["plain"], "SeccompListenerGone", &["ENOSYS"])
+}
+
+#[test]
+fn a_tracer_with_any_filter_cannot_dump_a_target_with_one() -> Result<()> {
+    under(
+        "harmless-filter",
+        &["filtered"],
+        "TracerSeccompFiltered",
+        &["Seccomp: 2"],
+    )
+}
+
+#[test]
+fn a_tracer_with_a_harmless_filter_may_dump_a_target_without_one() -> Result<()> {
+    under("harmless-filter", &["plain"], "PtraceWorks", &[])
+}
+
+#[test]
+fn a_tracer_without_the_capability_is_named() -> Result<()> {
+    under(
+        "unprivileged",
+        &["plain"],
+        "MissingPtraceCapability",
+        &["CapEff is 0000000000000000"],
+    )
+}
+
+#[test]
+fn a_tracer_in_a_nested_user_namespace_cannot_trace_out() -> Result<()> {
+    under(
+        "user-namespace",
+        &["plain"],
+        "MissingPtraceCapability",
+        &["user namespace"],
+    )
+}
+
+#[test]
+fn a_tracer_without_the_capability_cannot_trace_what_is_not_dumpable() -> Result<()> {
+    under(
+        "unprivileged",
+        &["not-dumpable"],
+        "TargetNotDumpable",
+        &["belongs to root"],
+    )
+}
+
+#[test]
+fn a_tracer_without_the_capability_cannot_trace_another_user() -> Result<()> {
+    under(
+        "unprivileged",
+        &["other-user"],
+        "MissingPtraceCapability",
+        &["4243"],
+    )
+}
+
+#[test]
+fn a_landlocked_tracer_is_named() -> Result<()> {
+    under("landlock", &["plain"], "LandlockDenied", &["Landlock (ABI"])
+}
+
+// --- the target's side ---------------------------------------------------------------------------------------------
+
+#[test]
+fn another_tracer_is_named() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(&["plain"])?;
+    let tracer = causes::tracer(target.pid())?;
+    let who = format!("process {} (probe-fixture)", tracer.id());
+    probe_target(&target)?.assert("AlreadyTraced", &[&who])?;
+    target.assert_goes_on()
+}
+
+#[test]
+fn a_tracer_of_one_thread_only_is_found() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(&["threads", "20"])?;
+    let tid = causes::last_thread(target.pid())?;
+    let tracer = causes::tracer(tid)?;
+    let words = [format!("thread {tid}"), format!("process {}", tracer.id())];
+    probe_target(&target)?.assert("AlreadyTraced", &[&words[0], &words[1]])?;
+    target.assert_goes_on()
+}
+
+#[test]
+fn a_first_thread_that_has_ended_is_named() -> Result<()> {
+    refuses(&["zombie-leader"], "TargetExiting", &["first thread"])
+}
+
+#[test]
+fn a_process_that_has_ended_is_named() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(&["zombie-child"])?;
+    let zombie = causes::eventually(std::time::Duration::from_secs(2), || {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", target.pid()))?;
+        let pid = children.split_whitespace().next().context("no child")?.to_owned();
+        ensure!(fs::read_to_string(format!("/proc/{pid}/status"))?.contains("State:\tZ"));
+        Ok(pid)
+    })?;
+    probe(None, &["--pid", &zombie])?.assert("TargetExiting", &[&zombie])
+}
+
+#[test]
+fn a_process_that_does_not_exist_is_named() -> Result<()> {
+    probe(None, &["--pid", "4194304"])?.assert("TargetPidNotVisible", &["4194304"])
+}
+
+#[test]
+fn a_thread_of_the_kernel_is_named() -> Result<()> {
+    if !can(
+        "kthreadd",
+        fs::read_to_string("/proc/2/comm").is_ok_and(|c| c == "kthreadd\n"),
+    ) {
+        return Ok(());
+    }
+    probe(None, &["--pid", "2"])?.assert("TargetKernelThread", &["kthreadd"])
+}
+
+#[test]
+fn a_pending_trap_is_named() -> Result<()> {
+    refuses(&["pending-trap"], "PendingSigtrap", &["SIGTRAP is pending"])
+}
+
+#[test]
+fn a_listener_of_the_targets_own_is_degraded() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(&["listener"])?;
+    let answer = probe_target(&target)?;
+    answer.assert("SeccompListenerNotRestorable", &["USER_NOTIF"])?;
+    ensure!(answer.outcome() == "Degraded");
+    target.assert_goes_on()
+}
+
+#[test]
+fn a_vfork_parent_is_named_with_where_it_waits() -> Result<()> {
+    refuses(&["vfork"], "TargetUninterruptible", &["state D", "vfork"])
+}
+
+#[test]
+fn an_exec_that_cannot_end_is_named() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(&["exec"])?;
+    let answer = probe_target(&target)?;
+    ensure!(
+        ["TargetExecInProgress", "AlreadyTraced"].contains(&answer.reason()),
+        "{:#}",
+        answer.report
+    );
+    ensure!(answer.took.as_secs() < 2);
+    Ok(())
+}
+
+// --- frozen and stopped --------------------------------------------------------------------------------------------
+
+fn frozen(v1: bool, stopped: bool, name: &str, reason: &str) -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let Some(cgroup) = Cgroup::new(v1, name) else {
+        can(if v1 { "a cgroup v1 freezer" } else { "cgroup v2" }, false);
+        return Ok(());
+    };
+    let target = Target::start(&["plain"])?;
+    cgroup.add(target.pid())?;
+    if stopped {
+        causes::signal(target.pid(), "STOP")?;
+        causes::eventually(std::time::Duration::from_secs(2), || {
+            ensure!(target.state() == 'T');
+            Ok(())
+        })?;
+    }
+    cgroup.freeze()?;
+    let answer = probe_target(&target);
+    cgroup.thaw();
+    let answer = answer?;
+    answer.assert(reason, &[&cgroup.path()])?;
+    ensure!(answer.report["verdict"]["outcome"] == "Fail");
+    target.assert_untraced()?;
+    if stopped {
+        ensure!(target.state() == 'T', "it was continued");
+        causes::signal(target.pid(), "CONT")?;
+    }
+    target.assert_goes_on()?;
+    // Thawed, emptied and removed before the target ends.
+    drop(cgroup);
+    Ok(())
+}
+
+#[test]
+fn a_target_frozen_by_cgroup_v1_is_never_attached_to() -> Result<()> {
+    frozen(true, false, "v1", "TargetFrozen")
+}
+
+#[test]
+fn a_target_frozen_by_cgroup_v2_is_never_attached_to() -> Result<()> {
+    frozen(false, false, "v2", "TargetFrozen")
+}
+
+#[test]
+fn a_target_stopped_and_frozen_by_cgroup_v1_is_told_apart() -> Result<()> {
+    frozen(true, true, "v1-stopped", "TargetFrozenStopped")
+}
+
+#[test]
+fn a_target_stopped_and_frozen_by_cgroup_v2_is_told_apart() -> Result<()> {
+    frozen(false, true, "v2-stopped", "TargetFrozenStopped")
+}
+
+#[test]
+fn the_cgroup_above_that_was_told_to_freeze_is_named() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let Some(above) = Cgroup::new(false, "nested") else {
+        can("cgroup v2", false);
+        return Ok(());
+    };
+    let target = Target::start(&["plain"])?;
+    let below = above.below()?;
+    below.add(target.pid())?;
+    above.freeze()?;
+    let answer = probe_target(&target);
+    above.thaw();
+    answer?.assert("TargetFrozen", &[&below.path(), &format!("by {}", above.path())])?;
+    target.assert_goes_on()?;
+    drop((below, above));
+    Ok(())
+}
+
+#[test]
+fn a_stopped_target_stays_stopped() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(&["plain"])?;
+    causes::signal(target.pid(), "STOP")?;
+    causes::eventually(std::time::Duration::from_secs(2), || {
+        ensure!(target.state() == 'T');
+        Ok(())
+    })?;
+    probe_target(&target)?.assert("TargetStopped", &["stopped by a signal"])?;
+    target.assert_untraced()?;
+    ensure!(target.state() == 'T', "it was continued");
+    causes::signal(target.pid(), "CONT")?;
+    target.assert_goes_on()
+}
+
+// --- CRIU ----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_machine_without_criu_is_told_so() -> Result<()> {
+    let answer = probe(None, &["--node", "--criu-program", "/nonexistent/criu"])?;
+    answer.assert("CriuMissing", &[])
+}
+
+#[test]
+fn a_criu_that_hangs_a_fake_is_ended_and_its_wait_is_named() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let fake = script(
+        folder.path(),
+        "[ \"$1\" = --version ] && echo 'Version: 4.2' && exit; echo 'Error (fake.c:1): about to hang' >&2; exec sleep 60",
+    )?;
+    let target = Target::start(&["plain"])?;
+    let answer = probe(
+        None,
+        &[
+            "--pid",
+            &target.pid().to_string(),
+            "--criu",
+            "--criu-program",
+            &fake,
+        ],
+    )?;
+    answer.assert("CriuProbeStalled", &["CRIU 4.2", "sleep", "about to hang"])
+}
+
+#[test]
+fn a_criu_that_is_too_old_a_fake_is_told_by_its_own_words() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let fake = script(
+        folder.path(),
+        "[ \"$1\" = --version ] && echo 'Version: 3.19' && exit; echo 'Error (criu/vdso.c:1): vdso: Unexpected rt vDSO area bounds' >&2; exit 1",
+    )?;
+    probe(None, &["--node", "--criu-program", &fake])?
+        .assert("CriuKernelMismatch", &["CRIU 3.19", "vDSO area bounds"])
+}
+
+fn script(folder: &Path, text: &str) -> Result<String> {
+    let path = folder.join("criu-fake");
+    fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(path.to_string_lossy().into_owned())
+}
