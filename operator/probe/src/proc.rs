@@ -238,6 +238,20 @@ mod tests {
         );
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_a_parser_panic(text in "(\\PC|\n|\t| |:|\\)){0,400}") {
+            let _ = (Status::parse(&text), Stat::parse(&text), code_address(&text));
+            let _ = (stack_functions(&text), syscall_number(&text));
+        }
+
+        #[test]
+        fn a_status_with_a_strange_name_is_still_read(name in "[^\n]{0,15}") {
+            let status = Status::parse(&STATUS.replace("Name:\tsh", &format!("Name:\t{name}"))).unwrap();
+            proptest::prop_assert_eq!((status.state, status.tracer), ('S', 12));
+        }
+    }
+
     #[test]
     fn the_tree_of_this_process_begins_with_it() {
         let own = std::process::id().cast_signed();
