@@ -7,6 +7,7 @@
     reason = "a panic is a failed test; JSON yields null"
 )]
 
+#[allow(dead_code, reason = "each test file uses a part of it")]
 mod causes;
 
 use std::fs;
