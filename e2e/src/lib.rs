@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// Runs kubectl; its standard output.
@@ -84,6 +84,39 @@ pub fn on_node_with(node: &str, script: &str, input: &[u8]) -> Result<String> {
         input,
     )?;
     finish(Ok(output), &[node, script])
+}
+
+/// Copies a program of this build to a folder on a node.
+///
+/// # Errors
+/// When it has not been built, or cannot be written.
+pub fn put_program(node: &str, name: &str, folder: &str) -> Result<()> {
+    // Tests are in target/TRIPLE/PROFILE/deps, programs one above.
+    let own = std::env::current_exe()?;
+    let built = own
+        .ancestors()
+        .nth(2)
+        .context("no folder of programs")?
+        .join(name);
+    // Symbols are half of a debug build, and node2 is slow. strip wants an output that it can seek in.
+    let stripped = built.with_extension("stripped");
+    let status = Command::new("strip")
+        .arg("-o")
+        .arg(&stripped)
+        .arg(&built)
+        .status()?;
+    ensure!(
+        status.success(),
+        "strip of {} ended with {status}",
+        built.display()
+    );
+    let bytes = std::fs::read(&stripped)?;
+    let script = format!(
+        "mkdir -p {folder} && cat > {folder}/{name}.new && chmod 755 {folder}/{name}.new && mv {folder}/{name}.new {folder}/{name}"
+    );
+    on_node_with(node, &script, &bytes)
+        .with_context(|| built.display().to_string())
+        .map(drop)
 }
 
 /// Asks again and again until the answer is there.
