@@ -11,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Finding, Method, SkippedMethod};
+use crate::{Finding, Method, Patch, SkippedMethod};
 
 /// Nothing: the report is in the status.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -55,6 +55,12 @@ use crate::{Finding, Method, SkippedMethod};
         type_ = "string",
         json_path = ".status.summary",
         description = "Methods by runtime handler"
+    ),
+    printcolumn(
+        name = "Patched",
+        type_ = "string",
+        json_path = ".status.patches[*].setting",
+        description = "Security settings that are changed for a checkpoint right now"
     ),
     printcolumn(
         name = "Checked",
@@ -114,6 +120,14 @@ pub struct CheckpointNodeStatus {
     /// The methods of every handler in one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<String>,
+    /// Security settings that are changed for a checkpoint right now, and will be put back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub patches: Vec<Patch>,
+    /// Files of the journal of changed settings that cannot be read; what they say cannot be put back by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub unreadable_journal: Vec<String>,
     /// What was looked at, and what was found.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]

@@ -450,20 +450,69 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Patch {
+    /// Kind of setting, as the administrator allows or forbids it.
+    pub kind: PatchKind,
     /// The setting.
     pub setting: String,
-    /// What the change affects besides the target: process, pod, profile or node.
+    /// What the change affects besides the target: container, pod, profile or node.
     pub scope: String,
     /// Value before.
     pub before: String,
     /// Value for the time of the checkpoint.
     pub after: String,
+    /// What the change exposes while it lasts.
+    pub exposes: String,
+    /// Seconds that it lasts at most: until the checkpoint's deadline.
+    pub at_most_seconds: i32,
     /// When it was changed; absent for a plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied_time: Option<Time>,
     /// When it was changed back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reverted_time: Option<Time>,
+}
+
+/// Kind of a security setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+pub enum PatchKind {
+    /// A cgroup that somebody froze is thawed, and frozen again afterwards.
+    Freezer,
+    /// SELinux' boolean deny_ptrace is turned off.
+    #[serde(rename = "SELinux")]
+    Selinux,
+    /// kernel.yama.ptrace_scope is lowered to 0.
+    Yama,
+}
+
+impl PatchKind {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Freezer, Self::Selinux, Self::Yama];
+
+    /// The name as it stands in the API and in the chart's values.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Freezer => "Freezer",
+            Self::Selinux => "SELinux",
+            Self::Yama => "Yama",
+        }
+    }
+}
+
+impl std::str::FromStr for PatchKind {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let known = Self::ALL.map(Self::as_str).join(", ");
+        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == word);
+        found.ok_or_else(|| format!("{word} is none of {known}"))
+    }
+}
+
+impl Patch {
+    /// It has been made and not been put back.
+    pub fn is_open(&self) -> bool {
+        self.applied_time.is_some() && self.reverted_time.is_none()
+    }
 }
 
 /// A method that was not used.
@@ -523,6 +572,12 @@ impl PodCheckpoint {
             .conditions
             .iter()
             .find(|c| c.type_ == r#type.as_str())
+    }
+
+    /// Whether a setting of the node is still changed for this object, as far as its status says.
+    pub fn has_open_patches(&self) -> bool {
+        let patches = self.status.as_ref().map_or(&[][..], |status| &status.patches);
+        patches.iter().any(Patch::is_open)
     }
 
     /// Whether the object has finished: Ready or Stalled is True. Nothing may change the outcome afterwards.

@@ -129,6 +129,63 @@ reasons! {
             "",
         }
     }
+    "Security settings" {
+        PatchNotRequested {
+            "A setting that stands in the way could be changed for the time of the checkpoint, but spec.securityPatches is Never.",
+            "status.patches lists what would be changed.",
+            "Change the setting yourself as status.failure.remedy says, or create another PodCheckpoint with securityPatches: Temporary.",
+        }
+        PatchPlanned {
+            "A setting would have to be changed for the time of the checkpoint; only a plan was asked for.",
+            "status.patches lists what would be changed, from what to what, and what that exposes.",
+            "Create another PodCheckpoint with securityPatches: Temporary to have it changed, used and put back.",
+        }
+        PatchForbidden {
+            "A setting would have to be changed, and the administrator does not allow that kind of change.",
+            "The message names the kind; the chart's value securityPatches.allowed does not list it.",
+            "Ask the administrator to add the kind to the chart's value securityPatches.allowed, or to change the setting by hand.",
+        }
+        Patched {
+            "The settings that stood in the way are changed, and ptrace was proved to work with that.",
+            "status.patches has each setting, its value before and after, and when it was changed and put back.",
+            "",
+        }
+        PatchIneffective {
+            "The setting was changed and ptrace still did not work, so it was put back at once.",
+            "PtraceValidated has the cause that remained.",
+            "Follow status.failure.remedy.",
+        }
+        PatchFailed {
+            "A setting could not be changed.",
+            "The message has the error. Nothing is changed before the journal on the node is on disk.",
+            "Make room on the node's disk if the journal could not be written; otherwise change the setting by hand.",
+        }
+        NotFixable {
+            "Nothing that can be changed on a running node removes the cause.",
+            "PtraceValidated has the cause.",
+            "Follow status.failure.remedy.",
+        }
+        PatchesReverted {
+            "Every setting that was changed is back to what it was.",
+            "Each was read again after it was put back; status.patches has the times.",
+            "",
+        }
+        PatchShared {
+            "Another checkpoint still needs the same change, and will put it back.",
+            "The journal on the node names the other one.",
+            "Nothing needs to be done: the last one puts it back.",
+        }
+        ChangedByOthers {
+            "Somebody else gave the setting another value meanwhile; theirs was left.",
+            "The message has the value before, ours and theirs.",
+            "Decide which value is right, and set it by hand.",
+        }
+        RevertFailed {
+            "A setting could not be put back yet.",
+            "The message has the error; the journal on the node keeps the value, and the next agent on the node tries again.",
+            "Put it back by hand to the value that the message names if it is urgent.",
+        }
+    }
     "The target" {
         PodNotFound {
             "No pod of that name exists in the namespace.",

@@ -20,7 +20,10 @@ use crate::validate;
 
 /// Looks at the node and writes the report if it differs from the last one.
 pub async fn report(client: &Client, node: &str, context: &Context, last: &mut Option<CheckpointNodeStatus>) {
-    let Some(status) = look(context).await else { return };
+    let Some(mut status) = look(context).await else {
+        return;
+    };
+    (status.patches, status.unreadable_journal) = context.security.in_force();
     if last.as_ref() == Some(&status) {
         return;
     }
@@ -68,6 +71,8 @@ fn status(
         summary: Some(summary(&handlers)),
         handlers,
         findings: validate::findings(&verdict, &Default::default()),
+        patches: Vec::new(),
+        unreadable_journal: Vec::new(),
         conditions: vec![ready(&verdict)],
     }
 }

@@ -13,4 +13,5 @@ pub mod operation;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod security;
 pub mod validate;

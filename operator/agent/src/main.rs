@@ -12,6 +12,8 @@ use podcheckpoint_agent::node::kubelet::Kubelet;
 use podcheckpoint_agent::node::watchdog;
 use podcheckpoint_agent::operation::Context;
 use podcheckpoint_agent::run;
+use podcheckpoint_agent::security::Security;
+use podcheckpoint_crds::PatchKind;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -35,6 +37,8 @@ enum Command {
         deadline: u64,
         /// The container runtime's CRI socket.
         runtime_socket: PathBuf,
+        /// Folder of all archives.
+        archive_root: PathBuf,
         /// The target's freezers, as JSON.
         freezers: String,
     },
@@ -60,6 +64,9 @@ struct RunArguments {
     /// Authority of the kubelet's certificate (PEM); the cluster's when absent.
     #[arg(long, env = "KUBELET_CA_PEM")]
     kubelet_ca: Option<String>,
+    /// A kind of security setting that may be changed for the time of a checkpoint. May be repeated.
+    #[arg(long = "allow-patch", value_name = "KIND")]
+    allow_patches: Vec<PatchKind>,
     /// How the log is written.
     #[arg(long, value_enum, default_value_t = LogFormat::Json)]
     log_format: LogFormat,
@@ -76,8 +83,9 @@ fn main() -> ExitCode {
         Command::Watchdog {
             deadline,
             runtime_socket,
+            archive_root,
             freezers,
-        } => watchdog::main(deadline, &runtime_socket, &freezers),
+        } => watchdog::main(deadline, &runtime_socket, &archive_root, &freezers),
         Command::Run(arguments) => run_agent(arguments),
     }
 }
@@ -123,6 +131,7 @@ async fn serve(arguments: RunArguments) -> Result<(), Box<dyn std::error::Error>
         runtime_socket: arguments.runtime_socket,
         kubelet,
         journal: Journal::new(&arguments.archive_root),
+        security: Arc::new(Security::new(&arguments.archive_root, arguments.allow_patches)),
         archive_root: arguments.archive_root,
         node: Arc::default(),
     };

@@ -25,7 +25,9 @@ use crate::node::tasks::{Tasks, TasksError};
 use crate::node::watchdog::Watchdog;
 use crate::plan::{self, Plan};
 use crate::report::Report;
-use crate::validate::{self, NodeCheck};
+use crate::security::setting::Setting;
+use crate::security::{self, Refusal, Security};
+use crate::validate::{self, NodeCheck, Refused};
 
 /// How much longer than the agent the watchdog waits: it is for an agent that is gone or stuck.
 const WATCHDOG_GRACE: Duration = Duration::from_secs(2);
@@ -49,6 +51,8 @@ pub struct Context {
     pub journal: Journal,
     /// What the probe found out about this node.
     pub node: Arc<NodeCheck>,
+    /// What may be changed on this node, and has to be put back.
+    pub security: Arc<Security>,
 }
 
 impl Context {
@@ -59,7 +63,7 @@ impl Context {
 }
 
 /// Why an operation ends early. This is data for the status, not an error of the agent.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Stop {
     /// The step that could not be taken.
     pub step: Step,
@@ -115,6 +119,7 @@ pub async fn run(
 ) {
     let found = inspect(context, object, report).await;
     let freezers = found.as_ref().map(Inspection::freezers).unwrap_or_default();
+    let socket = found.as_ref().ok().map(|found| found.cri.socket().to_owned());
     match take(client, context, object, found, report, cancelled).await {
         Ok(Taken::Archive) => {
             let text = completed(report);
@@ -137,7 +142,14 @@ pub async fn run(
         }
         Err(stop) => failed(report, &stop),
     }
-    conclude(report, &freezers).await;
+    let put_back = match &socket {
+        Some(socket) => {
+            let uid = object.metadata.uid.as_deref().unwrap_or_default();
+            context.security.release(uid, socket).await
+        }
+        None => Vec::new(),
+    };
+    conclude(report, &freezers, &put_back).await;
 }
 
 /// What came of an operation that did not fail.
@@ -156,7 +168,7 @@ async fn take(
     cancelled: &CancellationToken,
 ) -> Result<Taken, Stop> {
     let found = found?;
-    prove(context, object, &found, report).await?;
+    prepare(client, context, object, &found, report).await?;
     if object.spec.validate_only {
         return Ok(Taken::Nothing);
     }
@@ -166,13 +178,112 @@ async fn take(
     Ok(Taken::Archive)
 }
 
+/// Proves that ptrace works and, where a setting is in the way that may be changed, changes it and proves it again. One
+/// cause can hide another, so this goes on for as long as a further setting is found.
+async fn prepare(
+    client: &Client,
+    context: &Context,
+    object: &PodCheckpoint,
+    found: &Inspection,
+    report: &mut Report,
+) -> Result<(), Stop> {
+    let mut changed: Vec<Setting> = Vec::new();
+    let before = report.status.findings.len();
+    loop {
+        report.status.findings.truncate(before);
+        let Err(refused) = prove(context, object, found, report).await else {
+            if !changed.is_empty() {
+                let names: Vec<String> = changed.iter().map(Setting::name).collect();
+                let text = format!("for the time of the checkpoint: {}", names.join(", "));
+                report.set(
+                    ConditionType::SecurityPrepared,
+                    Verdict::True,
+                    Reason::Patched,
+                    text,
+                );
+            }
+            return Ok(());
+        };
+        let planned = wanted(context, object, found, &refused, &changed);
+        let settings = planned.map_err(|refusal| unprepared(report, refusal, &refused.stop))?;
+        for setting in settings {
+            let entry = context
+                .security
+                .change(object, &setting, found.cri.socket())
+                .await;
+            let entry = entry.map_err(|error| {
+                let message = error.to_string();
+                report.set(
+                    ConditionType::SecurityPrepared,
+                    Verdict::False,
+                    Reason::PatchFailed,
+                    message,
+                );
+                refused.stop.clone()
+            })?;
+            report.status.patches.push(entry.describe());
+            changed.push(setting);
+        }
+        // Whoever has to put it back if this agent does not return must know of it.
+        let _ = tokio::time::timeout(PROGRESS, report.publish(client)).await;
+    }
+}
+
+/// The settings that are to be changed next.
+fn wanted(
+    context: &Context,
+    object: &PodCheckpoint,
+    found: &Inspection,
+    refused: &Refused,
+    changed: &[Setting],
+) -> Result<Vec<Setting>, Refusal> {
+    let refusal = |reason, message: &str| Refusal {
+        reason,
+        message: message.to_owned(),
+        patches: Vec::new(),
+    };
+    let cause = refused.stop.reason;
+    let planned = match &refused.seen {
+        Some(seen) => security::plan::plan(cause, seen, &found.pod_uid),
+        None => Err("the probe did not answer, so the cause is not known"),
+    };
+    let planned = planned.and_then(|mut settings| {
+        settings.retain(|setting| !changed.contains(setting));
+        if settings.is_empty() {
+            Err("nothing else that could be changed is the cause")
+        } else {
+            Ok(settings)
+        }
+    });
+    if !changed.is_empty()
+        && let Err(why) = planned
+    {
+        let text = format!("ptrace still does not work ({cause}), so what was changed is put back; {why}");
+        return Err(refusal(Reason::PatchIneffective, &text));
+    }
+    let settings = planned.map_err(|why| refusal(Reason::NotFixable, why))?;
+    context.security.consent(object, &settings)?;
+    Ok(settings)
+}
+
+fn unprepared(report: &mut Report, refusal: Refusal, stop: &Stop) -> Stop {
+    report.status.patches.extend(refusal.patches);
+    report.set(
+        ConditionType::SecurityPrepared,
+        Verdict::False,
+        refusal.reason,
+        refusal.message,
+    );
+    stop.clone()
+}
+
 /// Proves that ptrace works on every process of the chosen containers.
 async fn prove(
     context: &Context,
     object: &PodCheckpoint,
     found: &Inspection,
     report: &mut Report,
-) -> Result<(), Stop> {
+) -> Result<(), Box<Refused>> {
     let main = |s: &Subject| (s.target.pid, s.container.name.clone());
     let containers: Vec<_> = found.subjects.iter().map(main).collect();
     let members = |s: &Subject| {
@@ -213,7 +324,7 @@ fn completed(report: &Report) -> String {
 }
 
 /// The conditions that every operation ends with; SourceRunning is read from the kernel.
-async fn conclude(report: &mut Report, freezers: &[Freezer]) {
+async fn conclude(report: &mut Report, freezers: &[Freezer], put_back: &[security::journal::Outcome]) {
     if !report.has(ConditionType::PtraceValidated) {
         report.set(
             ConditionType::PtraceValidated,
@@ -222,22 +333,25 @@ async fn conclude(report: &mut Report, freezers: &[Freezer]) {
             "the target was not looked at",
         );
     }
-    report.set(
-        ConditionType::SecurityPrepared,
-        Verdict::True,
-        Reason::NotNeeded,
-        "no setting was changed",
-    );
-    report.set(
-        ConditionType::SecurityRestored,
-        Verdict::True,
-        Reason::NotNeeded,
-        "no setting was changed",
-    );
-    let untouched = is_untouched(report);
-    let limit = if untouched { Duration::ZERO } else { SETTLE };
+    if !report.has(ConditionType::SecurityPrepared) {
+        report.set(
+            ConditionType::SecurityPrepared,
+            Verdict::True,
+            Reason::NotNeeded,
+            "no setting was changed",
+        );
+    }
+    security::report_restored(report, put_back);
+    let (untouched, frozen_again) = (is_untouched(report), security::froze_again(put_back));
+    let limit = if untouched || frozen_again {
+        Duration::ZERO
+    } else {
+        SETTLE
+    };
     let (verdict, reason, mut message) = describe_source(settle(freezers, limit).await);
-    if untouched && verdict == Verdict::False {
+    if verdict == Verdict::False && frozen_again {
+        message.push_str("; it was so before the checkpoint, and was put back");
+    } else if verdict == Verdict::False && untouched {
         message.push_str("; it was so before, and nothing was done to it");
     }
     report.set(ConditionType::SourceRunning, verdict, reason, message);
@@ -326,10 +440,14 @@ pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
         .filter_map(|process| Target::open(process.pid, &process.container_id).ok())
         .collect();
     let freezers: Vec<Freezer> = targets.iter().map(|target| target.freezer.clone()).collect();
-    release(context, &freezers).await;
+    let put_back = context.security.recovered(&entry.uid);
+    // What somebody else had frozen before is frozen again by now, and is to stay so.
+    if !security::froze_again(&put_back) {
+        release(context, &freezers).await;
+    }
     let message = "the agent was restarted in the middle of the checkpoint; partial files have been deleted";
     failed(report, &Stop::new(Step::Dump, Reason::AgentInterrupted, message));
-    conclude(report, &freezers).await;
+    conclude(report, &freezers, &put_back).await;
 }
 
 // --- looking, without touching -------------------------------------------------------------------------------------
@@ -554,7 +672,13 @@ async fn dump(
     report: &mut Report,
 ) -> Result<(), Stop> {
     let freezers = found.freezers();
-    let watchdog = Watchdog::arm(&freezers, deadline + WATCHDOG_GRACE, found.cri.socket()).map_err(|e| {
+    let watchdog = Watchdog::arm(
+        &freezers,
+        deadline + WATCHDOG_GRACE,
+        found.cri.socket(),
+        &context.archive_root,
+    )
+    .map_err(|e| {
         Stop::new(
             Step::Freeze,
             Reason::MethodUnavailable,

@@ -23,6 +23,7 @@ use crate::node::cgroup::Freezer;
 use crate::node::process::Target;
 use crate::operation::{self, Context, remove_folder};
 use crate::report::{Report, ReportError};
+use crate::security;
 
 /// What to do about an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub enum Decision {
     Interrupted,
     /// Say again what came of it.
     Repeat,
+    /// Say that its changes to the node's settings have been put back.
+    Settle,
 }
 
 impl Decision {
@@ -48,7 +51,7 @@ impl Decision {
     fn touches(self) -> bool {
         match self {
             Self::Begin | Self::Interrupted => true,
-            Self::Ignore | Self::Refuse | Self::Cancel | Self::Delete | Self::Repeat => false,
+            Self::Ignore | Self::Refuse | Self::Cancel | Self::Delete | Self::Repeat | Self::Settle => false,
         }
     }
 }
@@ -83,6 +86,10 @@ pub fn decide(object: &PodCheckpoint, known: Known) -> Decision {
     }
     if known.begun || (state == Some(ArchiveState::Writing) && !deleting) {
         return Decision::Interrupted;
+    }
+    // An agent puts everything back before it looks at any object.
+    if object.has_open_patches() {
+        return Decision::Settle;
     }
     if deleting {
         let gone = matches!(state, None | Some(ArchiveState::Nothing | ArchiveState::Deleted));
@@ -166,6 +173,8 @@ pub async fn run(
         reporter,
     };
     agent.recover_targets().await;
+    let security = agent.context.security.clone();
+    security.recover(agent.context.runtime_socket.as_deref()).await;
     tracing::info!(node, "watching");
     agent.report_node();
     loop {
@@ -362,6 +371,11 @@ async fn carry_out(
         Decision::Interrupted => {
             let entry = context.journal.read(&uid).ok().flatten();
             remove_folder(&context.folder(&uid));
+            report.status.patches = object
+                .status
+                .as_ref()
+                .map(|s| s.patches.clone())
+                .unwrap_or_default();
             operation::recover(context, &entry.unwrap_or_else(|| bare_entry(object)), &mut report).await;
         }
         Decision::Repeat => {
@@ -371,6 +385,10 @@ async fn carry_out(
             {
                 report.status = result;
             }
+        }
+        Decision::Settle => {
+            take_over(object, &mut report);
+            security::report_restored(&mut report, &context.security.recovered(&uid));
         }
         Decision::Delete => {
             remove_folder(&context.folder(&uid));

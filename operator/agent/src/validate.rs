@@ -118,14 +118,27 @@ pub struct Target<'a> {
     pub allow_degraded: bool,
 }
 
+/// The checkpoint must not be attempted as things stand.
+#[derive(Debug)]
+pub struct Refused {
+    /// Why.
+    pub stop: Stop,
+    /// What the probe saw, unless it did not answer.
+    pub seen: Option<Observations>,
+}
+
 /// Asks the probe and puts its findings into the report.
 ///
 /// # Errors
 /// When the checkpoint must not be attempted.
-pub async fn validate(check: &NodeCheck, target: &Target<'_>, report: &mut Report) -> Result<(), Stop> {
+pub async fn validate(
+    check: &NodeCheck,
+    target: &Target<'_>,
+    report: &mut Report,
+) -> Result<(), Box<Refused>> {
     let pids: Vec<i32> = target.containers.iter().map(|(pid, _)| *pid).collect();
     let asked = observe(check, &pids, target.runtime).await;
-    let seen = asked.map_err(|error| silent(&error, report))?;
+    let seen = asked.map_err(|error| Box::new(silent(&error, report)))?;
     if let Some(runtime) = &mut report.status.runtime {
         runtime.criu_version = seen.criu.as_ref().and_then(|criu| criu.version.clone());
     }
@@ -143,7 +156,11 @@ pub async fn validate(check: &NodeCheck, target: &Target<'_>, report: &mut Repor
             .root()
             .map(|finding| finding.evidence.clone())
             .unwrap_or_default();
-        return Err(Stop::new(Step::ValidatePtrace, judgement.reason, evidence));
+        let stop = Stop::new(Step::ValidatePtrace, judgement.reason, evidence);
+        return Err(Box::new(Refused {
+            stop,
+            seen: Some(seen),
+        }));
     }
     Ok(())
 }
@@ -163,7 +180,7 @@ async fn observe(check: &NodeCheck, pids: &[i32], runtime: Option<i32>) -> Resul
     Ok(seen)
 }
 
-fn silent(error: &ProbeError, report: &mut Report) -> Stop {
+fn silent(error: &ProbeError, report: &mut Report) -> Refused {
     let message = match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
@@ -174,7 +191,8 @@ fn silent(error: &ProbeError, report: &mut Report) -> Stop {
         Reason::ProbeStalled,
         message.clone(),
     );
-    Stop::new(Step::ValidatePtrace, Reason::ProbeStalled, message)
+    let stop = Stop::new(Step::ValidatePtrace, Reason::ProbeStalled, message);
+    Refused { stop, seen: None }
 }
 
 /// The findings as a status shows them, with the name of the container to which a process belongs.

@@ -83,13 +83,28 @@ impl Freezer {
         }
     }
 
+    /// Whether this very cgroup was told to freeze, and not only one above it.
+    ///
+    /// # Errors
+    /// When the cgroup is gone.
+    pub fn is_told_to_freeze(&self) -> Result<bool, FreezerError> {
+        is_told(self.version, &self.path)
+    }
+
+    /// Whether all that was told to freeze is frozen; cgroup v1 takes several attempts.
+    pub fn has_come_to_rest(&self) -> bool {
+        match self.version {
+            Version::V1 => {
+                read(&self.path.join("freezer.state")).is_ok_and(|state| state.trim() != "FREEZING")
+            }
+            Version::V2 => true,
+        }
+    }
+
     /// What it does now, and which cgroup above it was told to freeze.
     pub fn state(&self) -> FreezerState {
         let frozen = self.is_frozen().unwrap_or(false);
-        let told = |folder: &&Path| match self.version {
-            Version::V1 => read(&folder.join("freezer.self_freezing")).is_ok_and(|v| v.trim() == "1"),
-            Version::V2 => read(&folder.join("cgroup.freeze")).is_ok_and(|v| v.trim() == "1"),
-        };
+        let told = |folder: &&Path| is_told(self.version, folder).unwrap_or(false);
         let by = self.path.ancestors().find(told).filter(|_| frozen);
         FreezerState {
             version: self.number(),
@@ -132,6 +147,14 @@ impl Freezer {
             Version::V2 => 2,
         }
     }
+}
+
+fn is_told(version: Version, folder: &Path) -> Result<bool, FreezerError> {
+    let file = match version {
+        Version::V1 => "freezer.self_freezing",
+        Version::V2 => "cgroup.freeze",
+    };
+    Ok(read(&folder.join(file))?.trim() == "1")
 }
 
 fn read(path: &Path) -> Result<String, FreezerError> {

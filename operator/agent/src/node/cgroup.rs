@@ -1,8 +1,8 @@
 //! Freezing and thawing a container: the only place that writes to a freezer.
 
-use std::fs;
-
 pub use podcheckpoint_probe::freezer::{Freezer, FreezerError, Version};
+
+use crate::security::kernelfs::write_cgroup;
 
 /// What the agent may do to a freezer; the probe only reads it.
 pub trait Control {
@@ -12,7 +12,8 @@ pub trait Control {
     /// When the cgroup is gone or the kernel refuses.
     fn thaw(&self) -> Result<(), FreezerError>;
 
-    /// Freezes it. Only ever for the moment that the runtime needs to correct its books; see `release`.
+    /// Freezes it: for the moment that the runtime needs to correct its books, see `release`, or because somebody else
+    /// had frozen it before the checkpoint, see `security`.
     ///
     /// # Errors
     /// When the cgroup is gone or the kernel refuses.
@@ -37,5 +38,5 @@ impl Control for Freezer {
 
 fn write(freezer: &Freezer, file: &str, value: &str) -> Result<(), FreezerError> {
     let path = freezer.path.join(file);
-    fs::write(&path, value).map_err(|source| FreezerError::Io { path, source })
+    write_cgroup(&path, value).map_err(|source| FreezerError::Io { path, source })
 }

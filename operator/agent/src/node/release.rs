@@ -48,6 +48,27 @@ pub(super) fn correct_books_blocking(socket: &Path, freezers: &[Freezer]) -> Res
     })
 }
 
+/// The container whose freezer this is, if containerd calls it paused. Another runtime keeps no such books.
+pub async fn called_paused(socket: &Path, freezer: &Freezer) -> Option<String> {
+    let container = freezer.container()?;
+    let tasks = Tasks::connect(socket).await.ok()?;
+    let paused = tasks.is_paused(container, LIMIT).await.ok()?;
+    paused.then(|| container.to_owned())
+}
+
+/// Makes containerd call a container paused that is frozen again: otherwise whoever had paused it could not resume it.
+///
+/// # Errors
+/// What containerd answered, or that it did not.
+pub async fn pause_again(socket: &Path, container: &str) -> Result<(), TasksError> {
+    let tasks = Tasks::connect(socket).await?;
+    let answer = tokio::time::timeout(LIMIT, tasks.pause(container)).await;
+    answer.map_err(|_| TasksError::Timeout {
+        call: "Pause",
+        limit: LIMIT,
+    })?
+}
+
 async fn correct(tasks: &Tasks, freezer: &Freezer) -> Result<(), TasksError> {
     let Some(container) = freezer.container() else {
         return Ok(());

@@ -4,6 +4,7 @@
 //! frozen for ever. So before anything is frozen, the agent starts itself a second time as a watchdog, with a pipe
 //! between them. When the pipe closes without a word, or the deadline passes, the watchdog thaws.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
@@ -11,6 +12,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::cgroup::{Control, Freezer};
@@ -48,12 +50,18 @@ impl Watchdog {
     ///
     /// # Errors
     /// When it cannot be started. Then nothing may be frozen.
-    pub fn arm(freezers: &[Freezer], deadline: Duration, runtime_socket: &Path) -> io::Result<Self> {
+    pub fn arm(
+        freezers: &[Freezer],
+        deadline: Duration,
+        runtime_socket: &Path,
+        archive_root: &Path,
+    ) -> io::Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command
             .arg("watchdog")
             .arg(deadline.as_secs().to_string())
-            .arg(runtime_socket);
+            .arg(runtime_socket)
+            .arg(archive_root);
         command.arg(serde_json::to_string(freezers).map_err(io::Error::other)?);
         let mut child = command
             .stdin(Stdio::piped())
@@ -93,11 +101,37 @@ impl Watchdog {
     }
 }
 
+/// The file below the archive root that every watchdog holds a shared lock on for as long as it may thaw something.
+fn lock_file(archive_root: &Path) -> io::Result<File> {
+    File::create(archive_root.join("watchdog.lock"))
+}
+
+/// Waits until no watchdog is at work, an earlier agent's included.
+///
+/// # Errors
+/// When one still is after it should have given up.
+pub fn wait_for_others(archive_root: &Path) -> io::Result<()> {
+    let (file, started) = (lock_file(archive_root)?, Instant::now());
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(error) if started.elapsed() >= LIMIT => return Err(error.into()),
+            Err(_) => sleep(TICK),
+        }
+    }
+}
+
 /// The watchdog's own `main`. `deadline` is in seconds, `freezers` is JSON.
-pub fn main(deadline: u64, runtime_socket: &Path, freezers: &str) -> ExitCode {
+pub fn main(deadline: u64, runtime_socket: &Path, archive_root: &Path, freezers: &str) -> ExitCode {
     let Ok(freezers) = serde_json::from_str::<Vec<Freezer>>(freezers) else {
         return ExitCode::from(2);
     };
+    // Held until this process ends.
+    let lock =
+        lock_file(archive_root).and_then(|file| Ok(flock(&file, FlockOperation::LockShared).map(|()| file)?));
+    if let Err(error) = &lock {
+        say(&format!("no lock: {error}"));
+    }
     if let Err(error) = leave_agents_cgroup() {
         say(&format!("cannot leave the agent's cgroup: {error}"));
         return ExitCode::FAILURE;

@@ -1,0 +1,343 @@
+//! Security settings of the node: changed only as far as needed, and always put back.
+//!
+//! `plan` decides what has to be changed (pure), `setting` reads and writes each, `journal` remembers what has to be put
+//! back, `kernelfs` makes sure that a write goes where it should. This module ties them to a checkpoint.
+
+pub mod journal;
+pub mod kernelfs;
+pub mod plan;
+pub mod setting;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use podcheckpoint_crds::conditions::Verdict as Status;
+use podcheckpoint_crds::{ConditionType, Patch, PatchKind, PodCheckpoint, Reason, SecurityPatches};
+
+use self::journal::{ChangeError, Entry, Holder, Outcome, PatchJournal, Reverted, describe};
+use self::setting::Setting;
+use crate::node::release::{called_paused, correct_books, pause_again};
+use crate::node::watchdog;
+use crate::report::Report;
+
+/// Everything that the agent may change on its node.
+#[derive(Debug)]
+pub struct Security {
+    journal: PatchJournal,
+    archive_root: PathBuf,
+    allowed: Vec<PatchKind>,
+    /// What an agent's start has put back, by the checkpoints that had needed it.
+    recovered: Mutex<HashMap<String, Vec<Outcome>>>,
+}
+
+/// Why settings that stand in the way are not changed.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Reason of SecurityPrepared.
+    pub reason: Reason,
+    /// Its message.
+    pub message: String,
+    /// What would have to be changed.
+    pub patches: Vec<Patch>,
+}
+
+impl Security {
+    /// What may be changed is what the administrator allows.
+    pub fn new(archive_root: &Path, allowed: Vec<PatchKind>) -> Self {
+        Self {
+            journal: PatchJournal::new(archive_root),
+            archive_root: archive_root.to_owned(),
+            allowed,
+            recovered: Mutex::default(),
+        }
+    }
+
+    /// Whether these settings may be changed for an object; if not, what would be, for its status.
+    ///
+    /// # Errors
+    /// Why they may not.
+    pub fn consent(&self, object: &PodCheckpoint, settings: &[Setting]) -> Result<(), Refusal> {
+        let (mode, seconds) = (object.spec.security_patches, object.spec.timeout_seconds);
+        let before = |setting: &Setting| setting.read().unwrap_or_else(|error| format!("unknown: {error}"));
+        let patches = settings
+            .iter()
+            .map(|s| describe(s, &before(s), seconds))
+            .collect();
+        refusal(mode, object.spec.validate_only, &self.allowed, settings).map_or(
+            Ok(()),
+            |(reason, message)| {
+                Err(Refusal {
+                    reason,
+                    message,
+                    patches,
+                })
+            },
+        )
+    }
+
+    /// Changes a setting for an object; it is in the journal before it is changed.
+    ///
+    /// # Errors
+    /// Then nothing was changed.
+    pub async fn change(
+        self: &Arc<Self>,
+        object: &PodCheckpoint,
+        setting: &Setting,
+        runtime_socket: &Path,
+    ) -> Result<Entry, ChangeError> {
+        let holder = Holder {
+            uid: object.metadata.uid.clone().unwrap_or_default(),
+            at_most_seconds: object.spec.timeout_seconds,
+        };
+        let paused = match setting.freezer() {
+            Some(cgroup) => called_paused(runtime_socket, cgroup).await,
+            None => None,
+        };
+        let (this, wanted) = (self.clone(), setting.clone());
+        let changed = tokio::task::spawn_blocking(move || this.journal.change(&wanted, holder, paused)).await;
+        let changed = changed.unwrap_or_else(|error| {
+            Err(ChangeError::Setting {
+                setting: setting.name(),
+                source: std::io::Error::other(error).into(),
+            })
+        });
+        if let (Ok(entry), Some(cgroup)) = (&changed, setting.freezer()) {
+            tracing::info!(
+                setting = setting.name(),
+                before = entry.before,
+                after = entry.after,
+                "changed"
+            );
+            if let Err(error) = correct_books(runtime_socket, std::slice::from_ref(cgroup)).await {
+                tracing::warn!(%error, "containerd may still take a container for paused");
+            }
+        }
+        changed
+    }
+
+    /// Puts back what an object needed.
+    pub async fn release(self: &Arc<Self>, uid: &str, runtime_socket: &Path) -> Vec<Outcome> {
+        let (this, uid) = (self.clone(), uid.to_owned());
+        let outcomes = tokio::task::spawn_blocking(move || this.journal.release(&uid)).await;
+        let outcomes = outcomes.unwrap_or_default();
+        pause_as_before(&outcomes, runtime_socket).await;
+        outcomes
+    }
+
+    /// Puts back what an earlier agent has left changed. Before anything else is done on the node.
+    pub async fn recover(self: &Arc<Self>, runtime_socket: Option<&Path>) {
+        if self.journal.entries().is_empty() {
+            return;
+        }
+        // A watchdog of the earlier agent may still be making the target run: a cgroup that is frozen again under its eyes
+        // would be thawed.
+        let this = self.clone();
+        let outcomes = tokio::task::spawn_blocking(move || {
+            if let Err(error) = watchdog::wait_for_others(&this.archive_root) {
+                tracing::warn!(%error, "a watchdog of an earlier agent may still be at work");
+            }
+            this.journal.recover()
+        });
+        let outcomes = outcomes.await.unwrap_or_default();
+        if let Ok(cri) = crate::node::cri::Cri::discover(runtime_socket).await {
+            pause_as_before(&outcomes, cri.socket()).await;
+        }
+        let mut recovered = self.recovered.lock().unwrap_or_else(PoisonError::into_inner);
+        for outcome in outcomes {
+            for holder in &outcome.entry.holders {
+                recovered
+                    .entry(holder.uid.clone())
+                    .or_default()
+                    .push(outcome.clone());
+            }
+        }
+    }
+
+    /// What the agent's start has put back of an object's changes.
+    pub fn recovered(&self, uid: &str) -> Vec<Outcome> {
+        let mut recovered = self.recovered.lock().unwrap_or_else(PoisonError::into_inner);
+        recovered.remove(uid).unwrap_or_default()
+    }
+
+    /// The changes in force, and the files of the journal that cannot be read.
+    pub fn in_force(&self) -> (Vec<Patch>, Vec<String>) {
+        let patches = self.journal.entries().iter().map(Entry::describe).collect();
+        (patches, self.journal.unreadable())
+    }
+}
+
+/// Why settings are not changed, if they are not; pure.
+fn refusal(
+    mode: SecurityPatches,
+    validate_only: bool,
+    allowed: &[PatchKind],
+    settings: &[Setting],
+) -> Option<(Reason, String)> {
+    let names: Vec<String> = settings.iter().map(Setting::name).collect();
+    let names = names.join(", ");
+    if mode == SecurityPatches::Never {
+        let message = format!("securityPatches is Never; Temporary would change {names}");
+        return Some((Reason::PatchNotRequested, message));
+    }
+    if mode == SecurityPatches::Plan || validate_only {
+        let message = format!("status.patches lists what would be changed: {names}");
+        return Some((Reason::PatchPlanned, message));
+    }
+    let forbidden = settings
+        .iter()
+        .find(|setting| !allowed.contains(&setting.kind()))?;
+    let message = format!(
+        "the administrator does not allow changes of the kind {}: {}",
+        forbidden.kind().as_str(),
+        forbidden.name()
+    );
+    Some((Reason::PatchForbidden, message))
+}
+
+async fn pause_as_before(outcomes: &[Outcome], runtime_socket: &Path) {
+    for outcome in outcomes.iter().filter(|o| o.reverted == Reverted::Restored) {
+        let Some(container) = &outcome.entry.paused else {
+            continue;
+        };
+        if let Err(error) = pause_again(runtime_socket, container).await {
+            tracing::warn!(%error, container, "frozen again, but containerd does not call it paused");
+        }
+    }
+}
+
+/// Says in a report what became of the changes.
+pub fn report_restored(report: &mut Report, outcomes: &[Outcome]) {
+    let now = Time(Timestamp::now());
+    for patch in report.status.patches.iter_mut().filter(|patch| patch.is_open()) {
+        let outcome = outcomes.iter().find(|o| o.entry.setting.name() == patch.setting);
+        // What is in no journal any more was put back by an agent that could not say so.
+        let back = outcome.is_none_or(|o| !matches!(o.reverted, Reverted::Failed(_)));
+        patch.reverted_time = back.then(|| now.clone());
+    }
+    let (verdict, reason, message) = restored(&report.status.patches, outcomes);
+    report.set(ConditionType::SecurityRestored, verdict, reason, message);
+}
+
+/// The worst of what became of the changes; pure.
+fn restored(patches: &[Patch], outcomes: &[Outcome]) -> (Status, Reason, String) {
+    let made = patches
+        .iter()
+        .filter(|patch| patch.applied_time.is_some())
+        .count();
+    if made == 0 && outcomes.is_empty() {
+        return (Status::True, Reason::NotNeeded, "no setting was changed".into());
+    }
+    let words = outcomes.iter().map(|outcome| {
+        let (name, before, after) = (
+            outcome.entry.setting.name(),
+            &outcome.entry.before,
+            &outcome.entry.after,
+        );
+        match &outcome.reverted {
+            Reverted::Restored => format!("{name} is {before} again"),
+            Reverted::Shared(others) => {
+                format!("{name} is still {after} for {others} other checkpoint(s)")
+            }
+            Reverted::ChangedByOthers { found } => {
+                format!("{name} was {before}, the checkpoint made it {after}, and somebody else made it {found}, which was left")
+            }
+            Reverted::Failed(error) => format!("{name} could not be put back to {before}: {error}"),
+        }
+    });
+    let message = words.collect::<Vec<_>>().join("; ");
+    let any = |wanted: fn(&Reverted) -> bool| outcomes.iter().any(|outcome| wanted(&outcome.reverted));
+    if any(|r| matches!(r, Reverted::Failed(_))) {
+        return (Status::False, Reason::RevertFailed, message);
+    }
+    if any(|r| matches!(r, Reverted::ChangedByOthers { .. })) {
+        return (Status::False, Reason::ChangedByOthers, message);
+    }
+    if any(|r| matches!(r, Reverted::Shared(_))) {
+        return (Status::True, Reason::PatchShared, message);
+    }
+    let message = if message.is_empty() {
+        format!("{made} setting(s) were put back")
+    } else {
+        message
+    };
+    (Status::True, Reason::PatchesReverted, message)
+}
+
+/// Whether a cgroup that somebody had frozen is frozen again.
+pub fn froze_again(outcomes: &[Outcome]) -> bool {
+    outcomes
+        .iter()
+        .any(|o| o.entry.setting.freezer().is_some() && o.reverted == Reverted::Restored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_that_the_administrator_does_not_allow_is_never_changed() {
+        let settings = [Setting::DenyPtrace];
+        let ask =
+            |mode, allowed: &[PatchKind]| refusal(mode, false, allowed, &settings).map(|(reason, _)| reason);
+        assert_eq!(
+            ask(SecurityPatches::Temporary, &[PatchKind::Freezer]),
+            Some(Reason::PatchForbidden)
+        );
+        assert_eq!(ask(SecurityPatches::Temporary, &[PatchKind::Selinux]), None);
+        assert_eq!(
+            ask(SecurityPatches::Plan, &PatchKind::ALL),
+            Some(Reason::PatchPlanned)
+        );
+        assert_eq!(
+            ask(SecurityPatches::Never, &PatchKind::ALL),
+            Some(Reason::PatchNotRequested)
+        );
+    }
+
+    #[test]
+    fn a_validation_changes_nothing() {
+        let planned = refusal(
+            SecurityPatches::Temporary,
+            true,
+            &PatchKind::ALL,
+            &[Setting::PtraceScope],
+        );
+        assert_eq!(planned.map(|(reason, _)| reason), Some(Reason::PatchPlanned));
+    }
+
+    #[test]
+    fn only_what_is_back_is_called_back() {
+        let entry = Entry {
+            setting: Setting::DenyPtrace,
+            before: "on".into(),
+            after: "off".into(),
+            applied: Timestamp::UNIX_EPOCH,
+            boot: String::new(),
+            paused: None,
+            holders: Vec::new(),
+        };
+        let say = |reverted| {
+            let outcome = Outcome {
+                entry: entry.clone(),
+                reverted,
+            };
+            let (status, reason, message) = restored(&[entry.describe()], &[outcome]);
+            (status, reason, message.contains("deny_ptrace"))
+        };
+        assert_eq!(
+            say(Reverted::Restored),
+            (Status::True, Reason::PatchesReverted, true)
+        );
+        assert_eq!(
+            say(Reverted::ChangedByOthers { found: "?".into() }),
+            (Status::False, Reason::ChangedByOthers, true)
+        );
+        assert_eq!(
+            say(Reverted::Failed("x".into())),
+            (Status::False, Reason::RevertFailed, true)
+        );
+    }
+}
