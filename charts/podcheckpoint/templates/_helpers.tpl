@@ -71,6 +71,7 @@ agent:
   resources: {{ toJson .Values.agent.resources }}
   archiveRoot: {{ .Values.agent.archiveRoot | quote }}
   runtimeSocket: {{ .Values.agent.runtimeSocket | quote }}
+  allowedPatches: {{ toJson .Values.securityPatches.allowed }}
   kubelet:
     enabled: {{ .Values.agent.kubelet.enabled }}
     port: {{ .Values.agent.kubelet.port | int }}

@@ -1,6 +1,7 @@
 //! The only writer: carries out what was planned. Every step may be repeated without harm.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -54,7 +55,12 @@ pub(crate) struct Hand {
     pub(crate) namespace: String,
     /// Configuration.
     pub(crate) config: Arc<Config>,
+    /// Changes of nodes that have been announced.
+    pub(crate) announced: Arc<Mutex<HashSet<Announced>>>,
 }
+
+/// UID of an object, a setting, and whether it was its putting back.
+pub(crate) type Announced = (String, String, bool);
 
 impl Hand {
     /// Carries out actions in their order.
@@ -141,6 +147,9 @@ impl Hand {
     /// Events are written beside the work: one that cannot be written is logged and not tried again, since the status
     /// says the same.
     fn announce(&self, object: &PodCheckpoint, event: &Event) {
+        if !self.is_news(object, event) {
+            return;
+        }
         for (event, about) in kube_events(object, event) {
             // A recorder remembers what it has said, to count repetitions. Nothing is said twice here, and thousands of
             // objects must not be remembered, so each event has a recorder of its own.
@@ -155,11 +164,39 @@ impl Hand {
     }
 }
 
+impl Hand {
+    /// A change of a node is planned to be announced on every pass, and is news once. What an object has gone through that
+    /// had ended before this controller began is none.
+    fn is_news(&self, object: &PodCheckpoint, event: &Event) -> bool {
+        let Event::Patched { patch, reverted, .. } = event else {
+            return true;
+        };
+        let key = |reverted| (object.uid().unwrap_or_default(), patch.setting.clone(), reverted);
+        let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = *reverted && object.is_terminal() && !announced.contains(&key(false));
+        !old && announced.insert(key(*reverted))
+    }
+}
+
 fn log(object: &PodCheckpoint, event: &Event) {
     let (name, namespace) = (object.name_any(), object.namespace());
     match event {
         Event::Started(target) => {
             tracing::info!(name, namespace, node = target.node, pod_uid = target.uid, "bound")
+        }
+        Event::Patched {
+            node,
+            patch,
+            reverted,
+        } => {
+            tracing::info!(
+                name,
+                namespace,
+                node,
+                setting = patch.setting,
+                reverted,
+                "node's security"
+            )
         }
         Event::Succeeded { reason, .. } => tracing::info!(name, namespace, %reason, "succeeded"),
         Event::Failed { reason, message } => {
@@ -191,6 +228,38 @@ fn kube_events(object: &PodCheckpoint, event: &Event) -> Vec<(KubeEvent, ObjectR
                     pod,
                 ),
             ]
+        }
+        Event::Patched {
+            node,
+            patch,
+            reverted,
+        } => {
+            let node = ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Node".into()),
+                name: Some(node.clone()),
+                // The kubelet's own events about a node carry its name as UID, and `kubectl describe node` looks for that.
+                uid: Some(node.clone()),
+                ..Default::default()
+            };
+            let whom = format!(
+                "PodCheckpoint {}/{}",
+                object.namespace().unwrap_or_default(),
+                object.name_any()
+            );
+            let (type_, reason, note) = if *reverted {
+                let note = format!("{} is {} again, after {whom}", patch.setting, patch.before);
+                (EventType::Normal, "NodeSecurityRestored", note)
+            } else {
+                let note = format!(
+                    "{} was changed from {} to {} for {whom}, for at most {} s: {}",
+                    patch.setting, patch.before, patch.after, patch.at_most_seconds, patch.exposes
+                );
+                (EventType::Warning, "NodeSecurityPatched", note)
+            };
+            [(this.clone(), node.clone()), (node, this)]
+                .map(|(about, other)| (kube_event(type_, reason, note.clone(), Some(other)), about))
+                .into()
         }
         Event::Succeeded { message, .. } => {
             vec![(

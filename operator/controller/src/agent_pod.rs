@@ -160,6 +160,9 @@ fn arguments(config: &AgentConfig) -> Vec<String> {
         format!("--archive-root={}", config.archive_root),
         format!("--log-format={}", config.log_format),
     ];
+    for kind in &config.allowed_patches {
+        arguments.push(format!("--allow-patch={}", kind.as_str()));
+    }
     if !config.runtime_socket.is_empty() {
         arguments.push(format!("--runtime-socket={}", config.runtime_socket));
     }

@@ -83,7 +83,9 @@ fn by_node(objects: &[Arc<PodCheckpoint>]) -> BTreeMap<&str, Node> {
     for object in objects {
         let Some(name) = bound_node(object) else { continue };
         let node = nodes.entry(name).or_default();
-        node.in_use |= object.metadata.deletion_timestamp.is_some() || !object.is_terminal();
+        node.in_use |= object.metadata.deletion_timestamp.is_some()
+            || !object.is_terminal()
+            || object.has_open_patches();
         node.at_work |= agent_is_at_work(object);
         let ended = object
             .status

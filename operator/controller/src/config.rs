@@ -1,6 +1,7 @@
 //! The controller's configuration file, as the chart writes it.
 
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
+use podcheckpoint_crds::PatchKind;
 use serde::Deserialize;
 
 /// The whole file.
@@ -47,6 +48,9 @@ pub(crate) struct AgentConfig {
     /// Seconds that an agent may take to start.
     #[serde(default = "default_start_timeout")]
     pub(crate) start_timeout_seconds: i64,
+    /// Kinds of security settings that agents may change for the time of a checkpoint.
+    #[serde(default)]
+    pub(crate) allowed_patches: Vec<PatchKind>,
     /// Log filter.
     #[serde(default = "default_log_level")]
     pub(crate) log_level: String,

@@ -188,6 +188,7 @@ async fn work(cli: &Cli, client: Client, config: Config, metrics: Metrics) {
             settings,
         },
         hand: Hand {
+            announced: Arc::default(),
             client: client.clone(),
             reporter,
             namespace: cli.namespace.clone(),

@@ -39,7 +39,9 @@ impl Reader {
     /// When the API server does not answer.
     pub(crate) async fn observe(&self, object: PodCheckpoint) -> Result<World, ObserveError> {
         // An object that has ended rests: thousands of them must cost nothing.
-        let rests = object.is_terminal() && object.metadata.deletion_timestamp.is_none();
+        let rests = object.is_terminal()
+            && object.metadata.deletion_timestamp.is_none()
+            && !object.has_open_patches();
         let bound = bound_node(&object).map(str::to_owned);
         let deleting = object.metadata.deletion_timestamp.is_some();
         let pod = match bound {

@@ -9,7 +9,8 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use podcheckpoint_crds::{
-    ArchiveState, ConditionType, DeletionPolicy, FINALIZER, PodCheckpoint, PodCheckpointStatus, Reason, Step,
+    ArchiveState, ConditionType, DeletionPolicy, FINALIZER, Patch, PodCheckpoint, PodCheckpointStatus,
+    Reason, Step,
 };
 
 use crate::agent_pod::template_of;
@@ -76,10 +77,19 @@ pub(crate) enum Action {
 }
 
 /// What is said as an Event.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
     /// The operation is bound to a node.
     Started(Target),
+    /// A security setting of the node was changed for it, or put back.
+    Patched {
+        /// The node.
+        node: String,
+        /// The change.
+        patch: Patch,
+        /// It was put back.
+        reverted: bool,
+    },
     /// It has succeeded.
     Succeeded {
         /// What was reached.
@@ -129,9 +139,40 @@ pub(crate) fn until(moment: Timestamp, now: Timestamp) -> Duration {
 
 /// Decides.
 pub(crate) fn plan(world: &World, now: Timestamp) -> Plan {
+    let mut plan = stage(world, now);
+    plan.actions
+        .extend(patch_events(&world.object).map(Action::Announce));
+    plan
+}
+
+/// What has been changed on the node for this object, and what has been put back. Each is said once, whoever asks.
+fn patch_events(object: &PodCheckpoint) -> impl Iterator<Item = Event> {
+    let patches = object.status.as_ref().map_or(&[][..], |status| &status.patches);
+    let node = bound_node(object).unwrap_or_default();
+    let ended = object.is_terminal();
+    patches
+        .iter()
+        .filter(|patch| patch.applied_time.is_some())
+        .flat_map(move |patch| {
+            let event = |reverted| Event::Patched {
+                node: node.to_owned(),
+                patch: patch.clone(),
+                reverted,
+            };
+            let changed = (!ended).then(|| event(false));
+            let back = (!patch.is_open()).then(|| event(true));
+            changed.into_iter().chain(back)
+        })
+}
+
+fn stage(world: &World, now: Timestamp) -> Plan {
     let object = &world.object;
     if object.metadata.deletion_timestamp.is_some() {
         return deletion(world, now);
+    }
+    if object.is_terminal() && object.has_open_patches() {
+        // The agent was lost before it could put everything back: any agent on the node does so when it starts.
+        return Plan::just(keep_agent(world).into_iter().collect());
     }
     if object.is_terminal() {
         return time_to_live(object, now);
@@ -436,7 +477,8 @@ fn deletion(world: &World, now: Timestamp) -> Plan {
     let asked = object.metadata.deletion_timestamp.as_ref().map_or(now, |t| t.0);
     let limit = asked + DELETION_LIMIT;
     // What an agent cannot delete now, the next one on the node deletes when it starts.
-    if nothing_to_delete(object) || now >= limit || world.node.is_none() {
+    let nothing_to_do = nothing_to_delete(object) && !object.has_open_patches();
+    if nothing_to_do || now >= limit || world.node.is_none() {
         return Plan::just(vec![Action::RemoveFinalizer]);
     }
     let mut plan = Plan::wait_until(limit, now);
