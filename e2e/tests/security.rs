@@ -1,0 +1,316 @@
+//! Security settings that stand in the way: explained, planned, or changed for the time of a checkpoint and put back.
+//! Needs what `tests/cluster.rs` needs.
+#![cfg(feature = "cluster")]
+#![allow(
+    clippy::indexing_slicing,
+    reason = "indexing JSON yields null; a panic is a failed test"
+)]
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use podcheckpoint_e2e::scenario::{
+    COUNT, KIND, Namespace, archive, assert_condition, assert_restores, document,
+};
+use podcheckpoint_e2e::{eventually, get, kubectl, kubectl_refused, on_node};
+use serde_json::{Value, json};
+
+/// A pod of a counter that somebody has frozen. Thawed when the test ends, so that it can be deleted.
+struct Frozen<'a> {
+    namespace: &'a Namespace,
+    node: &'static str,
+    file: String,
+    pod: &'static str,
+}
+
+impl<'a> Frozen<'a> {
+    fn new(namespace: &'a Namespace, node: &'static str, pod: &'static str) -> Result<Self> {
+        namespace.pod(pod, node, &[("main", COUNT)])?;
+        let uid = get(&namespace.0, "pod", pod)?["metadata"]["uid"].clone();
+        let uid = uid.as_str().unwrap_or_default();
+        let (tree, file) = if node == "node1" {
+            ("/sys/fs/cgroup/freezer", "freezer.state")
+        } else {
+            ("/sys/fs/cgroup", "cgroup.freeze")
+        };
+        // The container with the shell; the other one below the pod is the sandbox.
+        let find = format!(
+            "for d in $(find {tree} -path '*pod{uid}/*' -name {file} -exec dirname {{}} ';'); do
+               for p in $(cat $d/cgroup.procs); do [ \"$(cat /proc/$p/comm)\" != sh ] || echo $d/{file}; done; done | head -n 1"
+        );
+        let file = on_node(node, &find)?.trim().to_owned();
+        ensure!(!file.is_empty(), "no freezer of {pod}");
+        let frozen = Self {
+            namespace,
+            node,
+            file,
+            pod,
+        };
+        frozen.set(true)?;
+        Ok(frozen)
+    }
+
+    fn set(&self, frozen: bool) -> Result<()> {
+        let value = match (self.node, frozen) {
+            ("node1", true) => "FROZEN",
+            ("node1", false) => "THAWED",
+            (_, true) => "1",
+            (_, false) => "0",
+        };
+        on_node(self.node, &format!("echo {value} > {}; sleep 0.2", self.file)).map(drop)
+    }
+
+    fn is_frozen(&self) -> Result<bool> {
+        let state = on_node(self.node, &format!("cat {}", self.file))?;
+        Ok(matches!(state.trim(), "FROZEN" | "1"))
+    }
+
+    fn take(&self, name: &str, patches: &str) -> Result<Value> {
+        self.namespace.take(
+            name,
+            json!({"sourcePodName": self.pod, "securityPatches": patches}),
+        )
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = self.set(false);
+    }
+}
+
+/// Nothing of the operator's doing is left in force on a node.
+fn assert_nothing_in_force(node: &str) -> Result<()> {
+    let left = on_node(node, "ls /var/lib/podcheckpoint/patches 2> /dev/null || true")?;
+    ensure!(left.trim().is_empty(), "the journal has {left}");
+    eventually(Duration::from_secs(20), || {
+        let report: Value = serde_json::from_str(&kubectl(&[
+            "get",
+            "checkpointnodes.podcheckpoint.dev",
+            node,
+            "-o",
+            "json",
+        ])?)?;
+        ensure!(report["status"]["patches"].is_null(), "{report:#}");
+        Ok(())
+    })
+}
+
+fn described(namespace: &Namespace, name: &str) -> Result<String> {
+    kubectl(&["-n", &namespace.0, "describe", KIND, name])
+}
+
+fn thawed_for_the_checkpoint(node: &'static str) -> Result<()> {
+    let namespace = Namespace::new(&format!("thaw-{node}"))?;
+    let frozen = Frozen::new(&namespace, node, "counter")?;
+
+    let never = frozen.take("never", "Never")?;
+    assert_condition(&never, "Stalled", "True", "TargetFrozen");
+    assert_condition(&never, "SecurityPrepared", "False", "PatchNotRequested");
+    let plan = frozen.take("plan", "Plan")?;
+    assert_condition(&plan, "SecurityPrepared", "False", "PatchPlanned");
+    let planned = &plan["patches"][0];
+    ensure!(
+        planned["kind"] == "Freezer" && planned["before"] == "frozen" && planned["after"] == "thawed",
+        "{plan:#}"
+    );
+    ensure!(
+        planned["scope"] == "container" && planned["appliedTime"].is_null(),
+        "{plan:#}"
+    );
+    ensure!(frozen.is_frozen()?, "a plan changed something");
+
+    let status = frozen.take("temporary", "Temporary")?;
+    assert_condition(&status, "Ready", "True", "CheckpointCompleted");
+    assert_condition(&status, "PtraceValidated", "True", "PtraceWorks");
+    assert_condition(&status, "SecurityPrepared", "True", "Patched");
+    assert_condition(&status, "SecurityRestored", "True", "PatchesReverted");
+    // As it was before: somebody wants it to stand still.
+    assert_condition(&status, "SourceRunning", "False", "SourceFrozen");
+    let patch = &status["patches"][0];
+    ensure!(
+        !patch["appliedTime"].is_null() && !patch["revertedTime"].is_null(),
+        "{status:#}"
+    );
+    ensure!(frozen.is_frozen()?, "it was not frozen again");
+    let text = described(&namespace, "temporary")?;
+    for words in [
+        "NodeSecurityPatched",
+        "NodeSecurityRestored",
+        "was put back",
+        "Freezer",
+    ] {
+        eventually(Duration::from_secs(10), || {
+            let text = described(&namespace, "temporary")?;
+            ensure!(text.contains(words), "no {words:?} in\n{text}");
+            Ok(())
+        })?;
+    }
+    ensure!(!text.contains("secret"), "{text}");
+    let of_node = kubectl(&["describe", "node", node])?;
+    ensure!(of_node.contains("NodeSecurityPatched"), "{of_node}");
+    assert_nothing_in_force(node)?;
+    assert_restores(node, &archive(&status, "main"), &format!("thawed-{node}"), 1)?;
+    frozen.set(false)?;
+    namespace.assert_source_went_on("counter", "main")
+}
+
+#[test]
+fn what_somebody_froze_is_thawed_for_the_checkpoint_and_frozen_again_on_cgroup_v1() -> Result<()> {
+    thawed_for_the_checkpoint("node1")
+}
+
+#[test]
+fn what_somebody_froze_is_thawed_for_the_checkpoint_and_frozen_again_on_cgroup_v2() -> Result<()> {
+    thawed_for_the_checkpoint("node2")
+}
+
+#[test]
+fn a_patch_that_does_not_help_is_put_back_and_the_rest_is_said() -> Result<()> {
+    let namespace = Namespace::new("no-help")?;
+    let frozen = Frozen::new(&namespace, "node1", "counter")?;
+    // Stopped as well: thawed it would still not run.
+    let pid = on_node(
+        "node1",
+        &format!("head -n 1 $(dirname {})/cgroup.procs", frozen.file),
+    )?;
+    let pid = pid.trim();
+    frozen.set(false)?;
+    on_node("node1", &format!("kill -STOP {pid}; sleep 0.2"))?;
+    frozen.set(true)?;
+    let outcome = frozen.take("first", "Temporary").and_then(|status| {
+        assert_condition(&status, "Stalled", "True", "TargetStopped");
+        assert_condition(&status, "SecurityPrepared", "False", "PatchIneffective");
+        assert_condition(&status, "SecurityRestored", "True", "PatchesReverted");
+        ensure!(frozen.is_frozen()?, "it was not frozen again");
+        Ok(())
+    });
+    frozen.set(false)?;
+    on_node("node1", &format!("kill -CONT {pid}"))?;
+    outcome?;
+    assert_nothing_in_force("node1")?;
+    namespace.assert_source_went_on("counter", "main")
+}
+
+#[test]
+fn what_no_setting_can_mend_is_called_not_fixable() -> Result<()> {
+    let namespace = Namespace::new("not-fixable")?;
+    namespace.counter("counter", "node1")?;
+    let uid = get(&namespace.0, "pod", "counter")?["metadata"]["uid"].clone();
+    let stop = format!(
+        "for p in $(cat $(find /sys/fs/cgroup/freezer -path '*pod{}/*' -name cgroup.procs)); do
+           [ \"$(cat /proc/$p/comm)\" != sh ] || echo $p; done | head -n 1",
+        uid.as_str().unwrap_or_default()
+    );
+    let pid = on_node("node1", &stop)?;
+    let pid = pid.trim();
+    on_node("node1", &format!("kill -STOP {pid}; sleep 0.2"))?;
+    let outcome = namespace
+        .take(
+            "first",
+            json!({"sourcePodName": "counter", "securityPatches": "Temporary"}),
+        )
+        .map(|status| {
+            assert_condition(&status, "SecurityPrepared", "False", "NotFixable");
+            assert_condition(&status, "SecurityRestored", "True", "NotNeeded");
+        });
+    on_node("node1", &format!("kill -CONT {pid}"))?;
+    outcome?;
+    namespace.assert_source_went_on("counter", "main")
+}
+
+#[test]
+fn who_may_checkpoint_may_not_by_that_loosen_a_node() -> Result<()> {
+    let namespace = Namespace::new("patch-right")?;
+    namespace.counter("counter", "node1")?;
+    let ns = &namespace.0;
+    kubectl(&["-n", ns, "create", "serviceaccount", "user"])?;
+    let account = format!("{ns}:user");
+    let role = |name: &str, role: &str| {
+        kubectl(&[
+            "-n",
+            ns,
+            "create",
+            "rolebinding",
+            name,
+            &format!("--clusterrole={role}"),
+            &format!("--serviceaccount={account}"),
+        ])
+    };
+    role("edit", "edit")?;
+    role("checkpoint", "podcheckpoint-editor")?;
+    let user = format!("--as=system:serviceaccount:{account}");
+    let spec =
+        |mode: &str| json!({"sourcePodName": "counter", "securityPatches": mode, "validateOnly": true});
+    let manifest = |name: &str, mode: &str| {
+        document(
+            ns,
+            "podcheckpoint.dev/v1alpha1",
+            "PodCheckpoint",
+            name,
+            &spec(mode),
+        )
+    };
+    let refused = kubectl_refused(&["create", &user, "-f", "-"], &manifest("a", "Temporary"))?;
+    ensure!(refused.contains("patch-node-security"), "{refused}");
+    podcheckpoint_e2e::apply_with(&["create", &user, "-f", "-"], &manifest("b", "Plan"))?;
+    role("patch", "podcheckpoint-security-patcher")?;
+    eventually(Duration::from_secs(10), || {
+        podcheckpoint_e2e::apply_with(&["create", &user, "-f", "-"], &manifest("c", "Temporary"))
+    })
+}
+
+#[test]
+fn a_change_survives_the_agents_death_in_no_case() -> Result<()> {
+    let namespace = Namespace::new("patch-killed")?;
+    let frozen = Frozen::new(&namespace, "node1", "counter")?;
+    frozen.take("warm", "Plan")?;
+    // At moments that spread over the whole of an operation.
+    for (number, after) in [5_u32, 60, 120, 200, 300, 450, 700].into_iter().enumerate() {
+        let name = format!("killed-{number}");
+        namespace.checkpoint(
+            &name,
+            json!({"sourcePodName": "counter", "securityPatches": "Temporary"}),
+        )?;
+        eventually(Duration::from_secs(20), || {
+            let state = get(&namespace.0, KIND, &name)?["status"]["archiveState"].clone();
+            ensure!(!state.is_null());
+            Ok(())
+        })?;
+        std::thread::sleep(Duration::from_millis(after.into()));
+        on_node(
+            "node1",
+            "for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2> /dev/null)\" != podcheckpoint-a ] || \
+             ! grep -qz '^run$' $p/cmdline || kill -KILL ${p#/proc/}; done",
+        )?;
+        // No back-off for the next one.
+        kubectl(&[
+            "-n",
+            "podcheckpoint-system",
+            "delete",
+            "pod",
+            "-l",
+            "app.kubernetes.io/component=agent",
+            "--wait",
+        ])?;
+        let status = namespace.ended(&name)?;
+        eventually(Duration::from_secs(60), || {
+            let status = &get(&namespace.0, KIND, &name)?["status"];
+            let open = status["patches"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|patch| !patch["appliedTime"].is_null() && patch["revertedTime"].is_null());
+            ensure!(!open, "{status:#}");
+            ensure!(frozen.is_frozen()?, "{name}: it was not frozen again: {status:#}");
+            Ok(())
+        })?;
+        ensure!(
+            status["conditions"].as_array().is_some_and(|all| !all.is_empty()),
+            "{status:#}"
+        );
+    }
+    assert_nothing_in_force("node1")?;
+    frozen.set(false)?;
+    namespace.assert_source_went_on("counter", "main")
+}
