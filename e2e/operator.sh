@@ -6,16 +6,16 @@ say() { printf '%(%H:%M:%S)T  %s\n' -1 "$*" >&2; }
 
 # build_operator: compiles the programs and makes their images on the nodes of the local cluster.
 build_operator() {
-  local built program triple
-  say "compiling the operator"
-  cargo build --quiet --locked --package podcheckpoint-controller --package podcheckpoint-agent \
+  local built program triple profile=${PODCHECKPOINT_PROFILE:-debug}
+  say "compiling the operator ($profile)"
+  cargo build --quiet --locked --profile "${profile/debug/dev}" --package podcheckpoint-controller --package podcheckpoint-agent \
     --package podcheckpoint-probe --package podcheckpoint-e2e
   triple=$(rustc -vV | sed -n 's/^host: //p')
   built=$(mktemp -d)
   mkdir "$built/out"
   for program in podcheckpoint-controller podcheckpoint-agent podcheckpoint-probe; do
     # Symbols are half of a debug build, and images are copied to every node.
-    strip -o "$built/out/$program" "${CARGO_TARGET_DIR:-target}/$triple/debug/$program"
+    strip -o "$built/out/$program" "${CARGO_TARGET_DIR:-target}/$triple/$profile/$program"
   done
   e2e/cluster build-images "$built"
   rm -rf "$built"

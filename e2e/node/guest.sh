@@ -87,10 +87,11 @@ make_guest_settings() {
   tar -c -f "$state/node2.tar" --owner=0 --group=0 -C "$tree" etc/kubernetes etc/cni etc/ssh/ssh_host_ed25519_key root/.ssh
 }
 
-# The machine is in the cluster's network namespace, started detached as node1 is. It keeps nothing: its disk is a
-# layer of changes over the cached one, so it may be ended at any moment.
+# Its disk is a layer of changes over the cached one, which goes with the cluster.
+make_guest_layer() { qemu-img create -q -f qcow2 -b "$guest_disk/disk" -F raw "$state/node2.qcow2"; }
+
+# The machine is in the cluster's network namespace, started detached as node1 is.
 start_guest() {
-  qemu-img create -q -f qcow2 -b "$guest_disk/disk" -F raw "$state/node2.qcow2"
   rm -f "$state/node2.pid"
   nsenter --net="/run/netns/$(network)" setsid qemu-system-x86_64 -name "$name-node2" -accel tcg,thread=multi -cpu max \
     -smp 2 -m 2048 -display none -monitor none -no-reboot -pidfile "$state/node2.pid" \
@@ -114,6 +115,29 @@ guest_images() {
   done
 }
 
+wait_for_guest() {
+  wait_for 120 "node2's answer" guest_answers
+  wait_for 60 "the answer of node2's containerd" guest_containerd_answers
+}
+
+# As if the power had failed: nothing in the machine is told.
+reboot_node2() {
+  guest_runs || fail "node2 does not run: e2e/cluster up --nodes 2"
+  local booted
+  booted=$(run_node2 cat /proc/sys/kernel/random/boot_id < /dev/null)
+  end_guest
+  start_guest
+  wait_for_guest
+  [ "$(run_node2 cat /proc/sys/kernel/random/boot_id < /dev/null)" != "$booted" ] || fail "node2 was not started again"
+  # The API server takes the node for ready until its lease has run out, and again when its kubelet has come back.
+  wait_for 120 "node2 Ready" guest_is_back
+}
+
+guest_is_back() {
+  [ "$(kubectl get node node2 -o 'jsonpath={.status.nodeInfo.bootID}')" = \
+    "$(run_node2 cat /proc/sys/kernel/random/boot_id < /dev/null)" ] && node_is_ready node2
+}
+
 up_node2() {
   local started=$SECONDS
   if guest_runs; then
@@ -123,24 +147,26 @@ up_node2() {
     down_node2
     make_guest_network
     make_guest_settings
+    make_guest_layer
     start_guest
-    wait_for 120 "node2's answer" guest_answers
-    wait_for 60 "the answer of node2's containerd" guest_containerd_answers
+    wait_for_guest
     guest_images
   fi
   wait_for 120 "node2 Ready" node_is_ready node2
   say "node2 is ready after $((SECONDS - started)) s"
 }
 
-down_node2() {
+end_guest() {
   local pid
-  if guest_runs; then
-    pid=$(guest_pid)
-    # One connection is kept for all commands; it ends with the machine, but only after a timeout.
-    guest_ssh -O exit 2> /dev/null || true
-    kill -KILL "$pid" 2> /dev/null || true
-    while [ -d "/proc/$pid" ]; do sleep 0.1; done
-  fi
+  pid=$(guest_pid)
+  # One connection is kept for all commands; it ends with the machine, but only after a timeout.
+  guest_ssh -O exit 2> /dev/null || true
+  kill -KILL "$pid" 2> /dev/null || true
+  while [ -d "/proc/$pid" ]; do sleep 0.1; done
+}
+
+down_node2() {
+  if guest_runs; then end_guest; fi
   if [ -e "$state/slot" ]; then ip -n "$(network)" link del tap0 2> /dev/null || true; fi
   rm -rf "$state"/node2 "$state"/node2[.-]* "$state"/ssh-*
 }

@@ -117,10 +117,12 @@ pub async fn run(
     report: &mut Report,
     cancelled: &CancellationToken,
 ) {
+    let mut phases = Phases::default();
     let found = inspect(context, object, report).await;
+    phases.end("inspect");
     let freezers = found.as_ref().map(Inspection::freezers).unwrap_or_default();
     let socket = found.as_ref().ok().map(|found| found.cri.socket().to_owned());
-    match take(client, context, object, found, report, cancelled).await {
+    match take(client, context, object, found, report, cancelled, &mut phases).await {
         Ok(Taken::Archive) => {
             let text = completed(report);
             report.set(
@@ -150,6 +152,47 @@ pub async fn run(
         None => Vec::new(),
     };
     conclude(report, &freezers, &put_back).await;
+    phases.end("conclude");
+    tracing::info!(
+        namespace = object.metadata.namespace,
+        name = object.metadata.name,
+        "phases" = %phases,
+        "the checkpoint has ended"
+    );
+}
+
+/// How long each part of an operation took, for the log.
+struct Phases {
+    begun: Instant,
+    ended: Vec<(&'static str, Duration)>,
+}
+
+impl Default for Phases {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            ended: Vec::new(),
+        }
+    }
+}
+
+impl Phases {
+    /// A part has ended, and the next one begins.
+    fn end(&mut self, name: &'static str) {
+        self.ended.push((name, self.begun.elapsed()));
+        self.begun = Instant::now();
+    }
+}
+
+impl std::fmt::Display for Phases {
+    /// `inspect=0.012 prove=0.110 ...`, in seconds.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (number, (name, duration)) in self.ended.iter().enumerate() {
+            let space = if number == 0 { "" } else { " " };
+            write!(f, "{space}{name}={:.4}", duration.as_secs_f64())?;
+        }
+        Ok(())
+    }
 }
 
 /// What came of an operation that did not fail.
@@ -166,15 +209,18 @@ async fn take(
     found: Result<Inspection, Stop>,
     report: &mut Report,
     cancelled: &CancellationToken,
+    phases: &mut Phases,
 ) -> Result<Taken, Stop> {
     let found = found?;
-    prepare(client, context, object, &found, report).await?;
+    let prepared = prepare(client, context, object, &found, report).await;
+    phases.end("prove");
+    prepared?;
     if object.spec.validate_only {
         return Ok(Taken::Nothing);
     }
     // For whoever watches; the end is reported again and again, this is not worth waiting for.
     let _ = tokio::time::timeout(PROGRESS, report.publish(client)).await;
-    checkpoint(context, object, &found, report, cancelled).await?;
+    checkpoint(context, object, &found, report, cancelled, phases).await?;
     Ok(Taken::Archive)
 }
 
@@ -613,6 +659,7 @@ async fn checkpoint(
     found: &Inspection,
     report: &mut Report,
     cancelled: &CancellationToken,
+    phases: &mut Phases,
 ) -> Result<(), Stop> {
     let uid = object.metadata.uid.clone().unwrap_or_default();
     let folder = context.folder(&uid);
@@ -621,10 +668,12 @@ async fn checkpoint(
     begin(context, object, &uid, found)?;
     let deadline = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
     let dumped = dump(context, found, &folder, deadline, cancelled, report).await;
+    phases.end("dump");
     let result = match dumped {
         Ok(()) => finish(found, &folder, report).await,
         Err(stop) => Err(keep_logs(stop, found, &folder)),
     };
+    phases.end("archive");
     if result.is_err() {
         remove_all_but_logs(&folder);
     } else {

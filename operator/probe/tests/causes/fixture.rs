@@ -44,6 +44,7 @@ fn target(progress: &str, mode: &str, rest: &[&str]) {
     match mode {
         "plain" => {}
         "threads" => (1..number()).for_each(|_| sleeper()),
+        "memory" => memory(progress, number()),
         "churn" => drop(std::thread::spawn(|| {
             while !STOP.load(Ordering::Relaxed) {
                 let thread = std::thread::spawn(|| std::thread::sleep(Duration::from_micros(300)));
@@ -80,6 +81,26 @@ fn target(progress: &str, mode: &str, rest: &[&str]) {
     }
     say_ready(&std::process::id().to_string());
     compute(progress);
+}
+
+/// Fills so many MiB, then looks at the clock every millisecond and notes, in microseconds, whenever it stood still.
+fn memory(progress: &str, mebibytes: usize) -> ! {
+    let mut memory = vec![0u8; mebibytes << 20];
+    for (number, page) in memory.chunks_mut(4096).enumerate() {
+        page[..8].copy_from_slice(&(number as u64 * 0x9e37_79b9_7f4a_7c15 + 1).to_le_bytes());
+    }
+    let mut notes = std::fs::File::create(progress).unwrap();
+    say_ready(&std::process::id().to_string());
+    let mut last = std::time::Instant::now();
+    loop {
+        std::thread::sleep(Duration::from_millis(1));
+        let gap = last.elapsed();
+        if gap > Duration::from_millis(4) {
+            writeln!(notes, "{}", gap.as_micros()).unwrap();
+        }
+        last = std::time::Instant::now();
+        std::hint::black_box(&memory);
+    }
 }
 
 /// A descriptor that stays open for as long as the process lives.
