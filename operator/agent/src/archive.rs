@@ -128,7 +128,11 @@ pub fn prepare(folder: &Path) -> Result<(), ArchiveError> {
     File::create(&proof)
         .and_then(|file| file.sync_all())
         .map_err(at(&proof))?;
-    fs::remove_file(&proof).map_err(at(&proof))
+    match fs::remove_file(&proof) {
+        // Another checkpoint has just proved the same.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(at(&proof)),
+    }
 }
 
 /// Checks that there is room for a dump of so much memory. `copies` is how often the method writes each page before
