@@ -178,13 +178,15 @@ fn signature(text: &str) -> Option<Reason> {
         .map(|(_, reason)| *reason)
 }
 
-/// The furthest stage that the log shows. A dump that failed lets the processes go too, which is not how far it came.
+/// The stage that the log shows last: each process of a container goes through them anew. A dump that failed lets the
+/// processes go too, which is not how far it came.
 pub fn stage(log: &str) -> Option<Stage> {
     let failed = log.contains("Dumping FAILED");
-    let seen = STAGES.iter().filter(|(pattern, _)| log.contains(pattern));
-    seen.map(|(_, stage)| *stage)
-        .filter(|stage| !(failed && *stage == Stage::Release))
-        .max()
+    let seen = STAGES
+        .iter()
+        .filter(|(_, stage)| !(failed && *stage == Stage::Release));
+    let last = seen.filter_map(|(pattern, stage)| Some((log.rfind(pattern)?, *stage)));
+    last.max().map(|(_, stage)| stage)
 }
 
 /// The first lines that CRIU marks as errors, or as the warning that precedes a denied ptrace; each once, since a denied
@@ -342,6 +344,16 @@ mod tests {
             (diagnosis.reason, diagnosis.stage),
             (Reason::SocketUnsupported, Some(Stage::Files))
         );
+    }
+
+    #[test]
+    fn the_stage_is_that_of_the_process_that_could_not_be_dumped() {
+        let log = "(00.01) Dumping task (pid: 7 comm: sh)\n(00.02) Dumping opened files (pid: 7)\n\
+            (00.03) Dumping pages (type: 59 pid: 7)\n(00.04) Dumping task (pid: 9 comm: nc)\n\
+            (00.05) Dumping opened files (pid: 9)\n\
+            (00.06) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n\
+            (00.07) Unfreezing tasks into 1\n(00.08) Error (criu/cr-dump.c:2111): Dumping FAILED.\n";
+        assert_eq!(stage(log), Some(Stage::Files));
     }
 
     #[test]
