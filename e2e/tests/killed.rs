@@ -77,7 +77,12 @@ fn a_checkpoint_deleted_while_it_is_written_leaves_no_file_and_no_agent() -> Res
 
 /// Kills the controller's process. Its pod goes too: the kubelet would start a killed container ever later.
 fn kill_controller() -> Result<()> {
-    on_node("node1", "kill -KILL $(pgrep -f '^/podcheckpoint-controller')")?;
+    for node in ["node1", "node2"] {
+        on_node(
+            node,
+            "pgrep -f '^/podcheckpoint-controller' | xargs -r kill -KILL",
+        )?;
+    }
     let controller = "app.kubernetes.io/component=controller";
     let force = ["--force", "--grace-period=0"];
     kubectl(&[&["-n", OPERATOR, "delete", "pod", "-l", controller][..], &force].concat()).map(drop)
