@@ -380,6 +380,10 @@ async fn carry_out(
             let entry = context.journal.read(&uid).ok().flatten();
             remove_folder(&context.folder(&uid));
             operation::recover(context, &entry.unwrap_or_else(|| bare_entry(object)), &mut report).await;
+            if object.is_terminal() {
+                // The controller has given the agent up and said so: that stays the end.
+                report.status.failure = None;
+            }
         }
         Decision::Repeat => {
             if let Ok(Some(Entry {
