@@ -49,13 +49,14 @@ fn a_restored_pod_still_has_its_open_file_its_listener_and_its_child() -> Result
         "exec 7>>/tmp/held; echo before >&7; nc -l -p 5001 >/dev/null & sleep 100000 & \
          i=0; while true; do i=$((i+1)); echo $i > /tmp/n; [ ! -e /tmp/ask ] || { rm /tmp/ask; echo after >&7; }; sleep 0.1; done",
     );
-    namespace.pod("parts", "node1", &[("main", &script)])?;
+    // CRIU 4.1.1 cannot dump any TCP socket on the kernel of node1: it asks for options that only unix sockets have there.
+    namespace.pod("parts", "node2", &[("main", &script)])?;
     namespace.count("parts", "main")?;
     for method in ["CRI", "Direct"] {
         let name = format!("restored-parts-{}", method.to_lowercase());
         let status = namespace.take(&name, json!({"sourcePodName": "parts", "method": method}))?;
-        assert_ready("node1", &status)?;
-        let restored = restore("node1", &archive(&status, "main"), IMAGE, &name)?;
+        assert_ready("node2", &status)?;
+        let restored = restore("node2", &archive(&status, "main"), IMAGE, &name)?;
         let outcome = (|| {
             let children = restored.run("cat /proc/[0-9]*/cmdline | tr \"\\0\" \" \"")?;
             ensure!(children.contains("sleep 100000"), "no child: {children}");
