@@ -230,6 +230,10 @@ pub struct PodCheckpointStatus {
     /// UID of the pod that is checkpointed; pinned at first sight.
     #[serde(rename = "sourcePodUID", default, skip_serializing_if = "Option::is_none")]
     pub source_pod_uid: Option<String>,
+    /// Containers that are checkpointed: those of spec.containers, or every regular one that ran at first sight.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub source_containers: Vec<String>,
     /// When the operation was bound to its node. The deadline counts from here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
@@ -368,9 +372,6 @@ pub struct CheckpointedContainer {
     /// Memory pages written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pages_written: Option<i64>,
-    /// CRIU's full log, beside the archive.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub log_path: Option<String>,
 }
 
 /// How an archive is laid out.
@@ -539,6 +540,10 @@ pub struct Failure {
     pub message: String,
     /// What to do.
     pub remedy: String,
+    /// CRIU's whole log, on the node. It is kept when the dump failed, until this object is deleted; the log of a dump
+    /// that succeeded is in the archive, as dump.log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_path: Option<String>,
 }
 
 /// A step of a checkpoint.

@@ -71,7 +71,7 @@ make_guest_settings() {
   ssh-keygen -q -t ed25519 -N '' -C "$name" -f "$state/ssh-user"
   echo "$(guest_address) $(cut -d' ' -f1,2 "$state/ssh-host.pub")" > "$state/ssh-known-hosts"
 
-  mkdir -p "$tree"/etc/{kubernetes/pki,cni/net.d,ssh} "$tree"/root/.ssh
+  mkdir -p "$tree"/etc/{kubernetes/pki,kubernetes/manifests,cni/net.d,ssh} "$tree"/root/.ssh
   printf 'address=%s\ngateway=%s\n' "$(guest_address)" "$(guest_gateway)" > "$tree/etc/kubernetes/node2.env"
   cp "$pki/ca.crt" "$tree/etc/kubernetes/pki/ca.crt"
   cp "$pki/kubelet-node2.crt" "$tree/etc/kubernetes/pki/kubelet.crt"

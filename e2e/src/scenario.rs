@@ -256,3 +256,93 @@ pub fn assert_restores(node: &str, archive: &str, id: &str, at_least: u64) -> Re
 
 /// Memory that makes a dump last long enough to be interrupted: random, so that no page is left out.
 pub const HEAVY: &str = "dd if=/dev/urandom of=/dev/shm/x bs=1M count=300 2>/dev/null; i=0; while true; do i=$((i+1)); echo $i > /tmp/n; sleep 0.1; done";
+
+/// I1, from the kernel and not from anybody's books: no process of a pod on node1 is frozen, stopped or traced.
+///
+/// # Errors
+/// When one is, with what was seen.
+pub fn assert_undisturbed(uid: &str) -> Result<()> {
+    let look = format!(
+        "for f in $(find /sys/fs/cgroup/freezer -path '*pod{uid}*' -name freezer.state); do cat $f; done 2>/dev/null | sort -u
+         for p in $(find /sys/fs/cgroup/freezer -path '*pod{uid}*' -name cgroup.procs -exec cat {{}} + 2>/dev/null); do
+           grep -hE '^(State|TracerPid)' /proc/$p/status; done 2>/dev/null | sort -u"
+    );
+    let seen = on_node("node1", &look)?;
+    ensure!(
+        !seen.contains("FROZEN") && !seen.contains("FREEZING"),
+        "frozen: {seen}"
+    );
+    ensure!(!seen.contains("T (") && !seen.contains("t ("), "stopped: {seen}");
+    ensure!(
+        seen.lines()
+            .filter(|line| line.starts_with("TracerPid"))
+            .all(|line| line.ends_with("\t0")),
+        "traced: {seen}"
+    );
+    Ok(())
+}
+
+/// Ends the operator's agents. A new one is made for the next checkpoint; one that was killed would be started by the
+/// kubelet ever later.
+///
+/// # Errors
+/// When they do not go.
+pub fn without_agents() -> Result<()> {
+    let agents = "app.kubernetes.io/component=agent";
+    kubectl(&[
+        "-n",
+        OPERATOR,
+        "delete",
+        "pod",
+        "-l",
+        agents,
+        "--wait",
+        "--timeout=60s",
+    ])
+    .map(drop)
+}
+
+/// Does something when it is dropped: what a test has changed on a node is changed back also when it fails.
+pub struct Undo<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for Undo<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// A failure as the API promises it: an end in Stalled, with the cause, the step, words and a remedy. I8 goes with it.
+pub fn assert_failed(status: &Value, step: &str, reason: &str) {
+    assert_condition(status, "Stalled", "True", reason);
+    let failure = &status["failure"];
+    assert_eq!(
+        (
+            failure["step"].as_str(),
+            failure["reason"].as_str(),
+            status["reason"].as_str()
+        ),
+        (Some(step), Some(reason), Some(reason)),
+        "{status:#}"
+    );
+    let said = |key: &str| failure[key].as_str().is_some_and(|words| !words.is_empty());
+    assert!(said("message") && said("remedy"), "{status:#}");
+    assert!(
+        status["checkpointLocation"].is_null() && status["checkpointedContainers"].is_null(),
+        "a failure with an archive: {status:#}"
+    );
+    assert_every_condition_has_a_documented_reason(status);
+}
+
+/// I8.
+pub fn assert_every_condition_has_a_documented_reason(status: &Value) {
+    let documented = include_str!("../../crds/reasons.md");
+    for condition in status["conditions"].as_array().into_iter().flatten() {
+        let reason = condition["reason"].as_str().unwrap_or_default();
+        assert!(
+            documented
+                .lines()
+                .any(|line| line.strip_prefix("### ") == Some(reason)),
+            "{condition} has an undocumented reason"
+        );
+    }
+}

@@ -128,7 +128,11 @@ pub fn prepare(folder: &Path) -> Result<(), ArchiveError> {
     File::create(&proof)
         .and_then(|file| file.sync_all())
         .map_err(at(&proof))?;
-    fs::remove_file(&proof).map_err(at(&proof))
+    match fs::remove_file(&proof) {
+        // Another checkpoint has just proved the same.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(at(&proof)),
+    }
 }
 
 /// Checks that there is room for a dump of so much memory. `copies` is how often the method writes each page before
@@ -258,8 +262,10 @@ pub fn publish(partial: &Path, name: &Path) -> Result<(), ArchiveError> {
 /// # Errors
 /// When the disk refuses.
 pub fn take_over(from: &Path, to: &Path) -> Result<(), ArchiveError> {
-    fs::copy(from, to).map_err(at(to))?;
-    fs::remove_file(from).map_err(at(from))
+    let copied = fs::copy(from, to).map_err(at(to));
+    // Also when there is no room for the copy: the pod's memory must not stay where nobody looks for it.
+    let removed = fs::remove_file(from).map_err(at(from));
+    copied.and(removed)
 }
 
 /// Writes the changed files of a container's root file system as a tar.
@@ -456,6 +462,16 @@ pub fn identity(spec: &[u8]) -> Option<Identity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kubelets_archive_is_deleted_also_when_it_cannot_be_copied() {
+        let root = tempfile::tempdir().unwrap();
+        let from = root.path().join("kubelet.tar");
+        fs::write(&from, "memory").unwrap();
+        let nowhere = root.path().join("missing/main.tar");
+        assert!(take_over(&from, &nowhere).is_err());
+        assert!(!from.exists());
+    }
 
     const SPEC: &str = r#"{"annotations":{"io.kubernetes.cri.sandbox-uid":"u-1","io.kubernetes.cri.sandbox-namespace":"shop",
         "io.kubernetes.cri.sandbox-name":"cart","io.kubernetes.cri.container-name":"main"}}"#;

@@ -41,10 +41,12 @@ pub enum Stage {
     Start,
     /// Freezing and seizing the processes.
     Seize,
-    /// Reading what the processes have open.
+    /// Reading what a process has mapped.
     Collect,
     /// Putting its code into a process.
     Infect,
+    /// Reading what a process has open.
+    Files,
     /// Reading memory.
     Dump,
     /// Letting the processes go.
@@ -56,8 +58,9 @@ impl Stage {
         match self {
             Self::Start => "finding out what the kernel can do",
             Self::Seize => "seizing the processes",
-            Self::Collect => "reading what the processes have open",
+            Self::Collect => "reading what a process has mapped",
             Self::Infect => "putting its code into a process",
+            Self::Files => "reading what a process has open",
             Self::Dump => "reading memory",
             Self::Release => "letting the processes go",
         }
@@ -65,13 +68,14 @@ impl Stage {
 }
 
 /// Parts of CRIU's log that show a stage, in the order in which they come.
-const STAGES: [(&str, Stage); 7] = [
+const STAGES: [(&str, Stage); 8] = [
     ("Version: ", Stage::Start),
     ("Seized task", Stage::Seize),
     ("Unable to interrupt task", Stage::Seize),
     ("Dumping task (pid:", Stage::Collect),
     ("Putting parasite blob", Stage::Infect),
-    ("has been switched to daemon mode", Stage::Dump),
+    ("Dumping opened files", Stage::Files),
+    ("Dumping pages (type:", Stage::Dump),
     ("Unfreezing tasks", Stage::Release),
 ];
 
@@ -108,10 +112,14 @@ const SIGNATURES: &[(&str, Reason)] = &[
     ("Unsupported proto", Reason::SocketUnsupported),
     ("BUG! Unknown socket", Reason::SocketUnsupported),
     ("sk unix: Can't dump", Reason::SocketUnsupported),
+    ("sockets: Can't get", Reason::SocketUnsupported),
     ("Diag module missing", Reason::KernelFeatureMissing),
     ("Can't dump file", Reason::DeviceUnsupported),
     ("No space left on device", Reason::StorageFull),
+    // Go's words for the same.
+    ("no space left on device", Reason::StorageFull),
     ("Read-only file system", Reason::StorageNotWritable),
+    ("read-only file system", Reason::StorageNotWritable),
     ("criu support is disabled", Reason::RuntimeCheckpointDisabled),
     (
         "checkpoint/restore support not available",
@@ -170,13 +178,15 @@ fn signature(text: &str) -> Option<Reason> {
         .map(|(_, reason)| *reason)
 }
 
-/// The furthest stage that the log shows. A dump that failed lets the processes go too, which is not how far it came.
+/// The stage that the log shows last: each process of a container goes through them anew. A dump that failed lets the
+/// processes go too, which is not how far it came.
 pub fn stage(log: &str) -> Option<Stage> {
     let failed = log.contains("Dumping FAILED");
-    let seen = STAGES.iter().filter(|(pattern, _)| log.contains(pattern));
-    seen.map(|(_, stage)| *stage)
-        .filter(|stage| !(failed && *stage == Stage::Release))
-        .max()
+    let seen = STAGES
+        .iter()
+        .filter(|(_, stage)| !(failed && *stage == Stage::Release));
+    let last = seen.filter_map(|(pattern, stage)| Some((log.rfind(pattern)?, *stage)));
+    last.max().map(|(_, stage)| stage)
 }
 
 /// The first lines that CRIU marks as errors, or as the warning that precedes a denied ptrace; each once, since a denied
@@ -317,6 +327,39 @@ mod tests {
         );
         assert_eq!(diagnosis.lines.len(), 3);
         assert!(diagnosis.lines[0].contains("Unable to interrupt task: 4047"));
+    }
+
+    #[test]
+    fn a_socket_whose_options_cannot_be_read_is_named_and_so_is_the_stage() {
+        // CRIU 4.1.1, a packet socket, a kernel without the option.
+        let log = "(00.000012) Version: 4.1.1\n(00.010) Seized task 1252, state 1\n\
+            (00.02) Putting parasite blob into 0x7f83d1420000->0x7f230a4b3000\n\
+            (00.036191) Parasite 1252 has been switched to daemon mode\n\
+            (00.036897) Dumping opened files (pid: 1252)\n\
+            (00.070799) Error (criu/sockets.c:628): sockets: Can't get 1:16 opt: Operation not supported\n\
+            (00.070810) Error (criu/cr-dump.c:1681): Dump files (pid: 1252) failed with -1\n\
+            (00.195183) Error (criu/cr-dump.c:2111): Dumping FAILED.\n";
+        let diagnosis = diagnose("criu failed: type NOTIFY errno 0", Some(log));
+        assert_eq!(
+            (diagnosis.reason, diagnosis.stage),
+            (Reason::SocketUnsupported, Some(Stage::Files))
+        );
+    }
+
+    #[test]
+    fn the_stage_is_that_of_the_process_that_could_not_be_dumped() {
+        let log = "(00.01) Dumping task (pid: 7 comm: sh)\n(00.02) Dumping opened files (pid: 7)\n\
+            (00.03) Dumping pages (type: 59 pid: 7)\n(00.04) Dumping task (pid: 9 comm: nc)\n\
+            (00.05) Dumping opened files (pid: 9)\n\
+            (00.06) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n\
+            (00.07) Unfreezing tasks into 1\n(00.08) Error (criu/cr-dump.c:2111): Dumping FAILED.\n";
+        assert_eq!(stage(log), Some(Stage::Files));
+    }
+
+    #[test]
+    fn a_full_disk_is_recognised_in_gos_words_too() {
+        let words = "copying checkpoint: write /a/b.tar: no space left on device";
+        assert_eq!(diagnose(words, None).reason, Reason::StorageFull);
     }
 
     #[test]

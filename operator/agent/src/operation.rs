@@ -71,6 +71,8 @@ pub struct Stop {
     pub reason: Reason,
     /// Why, with what was seen.
     pub message: String,
+    /// CRIU's log of it, kept on the node.
+    pub log: Option<PathBuf>,
 }
 
 impl Stop {
@@ -80,6 +82,7 @@ impl Stop {
             step,
             reason,
             message: message.into(),
+            log: None,
         }
     }
 }
@@ -351,6 +354,9 @@ async fn prove(
 
 fn failed(report: &mut Report, stop: &Stop) {
     report.fail(stop.step, stop.reason, stop.message.clone());
+    if let Some(failure) = &mut report.status.failure {
+        failure.log_path = stop.log.as_ref().map(|path| path.display().to_string());
+    }
     report.set(
         ConditionType::Checkpointed,
         Verdict::False,
@@ -552,7 +558,13 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
 
 fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Subject>, Stop> {
     let stop = |reason, message: String| Stop::new(Step::Inspect, reason, message);
-    let wanted = object.spec.containers.as_deref();
+    // What the controller pinned: the runtime does not tell regular containers from ephemeral ones.
+    let pinned = object.status.as_ref().map(|s| s.source_containers.as_slice());
+    let wanted = object
+        .spec
+        .containers
+        .as_deref()
+        .or(pinned.filter(|names| !names.is_empty()));
     // An exited container of the same name is an earlier attempt.
     let running = sandbox.containers.iter().filter(|c| c.running);
     let chosen: Vec<&Container> = running
@@ -667,13 +679,16 @@ async fn checkpoint(
     archive::prepare(&folder).map_err(not_writable)?;
     begin(context, object, &uid, found)?;
     let deadline = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
-    let dumped = dump(context, found, &folder, deadline, cancelled, report).await;
+    let (dumped, mut frozen) = dump(context, found, &folder, deadline, cancelled).await;
     phases.end("dump");
     let result = match dumped {
         Ok(()) => finish(found, &folder, report).await,
-        Err(stop) => Err(keep_logs(stop, found, &folder)),
+        Err(stop) => Err(keep_logs(or_pods_end(stop, found), found, &folder)),
     };
     phases.end("archive");
+    // A CRIU that has seized the processes thaws them: from then on only CRIU knows how long they stand still.
+    frozen = frozen.max(longest_by_criu(report));
+    report.status.frozen = (!frozen.is_zero()).then(|| human_duration(frozen));
     if result.is_err() {
         remove_all_but_logs(&folder);
     } else {
@@ -718,22 +733,21 @@ async fn dump(
     folder: &Path,
     deadline: Duration,
     cancelled: &CancellationToken,
-    report: &mut Report,
-) -> Result<(), Stop> {
+) -> (Result<(), Stop>, Duration) {
     let freezers = found.freezers();
-    let watchdog = Watchdog::arm(
+    let watchdog = match Watchdog::arm(
         &freezers,
         deadline + WATCHDOG_GRACE,
         found.cri.socket(),
         &context.archive_root,
-    )
-    .map_err(|e| {
-        Stop::new(
-            Step::Freeze,
-            Reason::MethodUnavailable,
-            format!("the watchdog cannot be started: {e}"),
-        )
-    })?;
+    ) {
+        Ok(watchdog) => watchdog,
+        Err(error) => {
+            let words = format!("the watchdog cannot be started: {error}");
+            let stop = Stop::new(Step::Freeze, Reason::MethodUnavailable, words);
+            return (Err(stop), Duration::ZERO);
+        }
+    };
     let work = by_method(context, found, folder, deadline);
     let mut frozen = Duration::ZERO;
     let result = tokio::select! {
@@ -742,7 +756,6 @@ async fn dump(
         () = tokio::time::sleep(deadline) => Err(late(deadline)),
         () = cancelled.cancelled() => Err(Stop::new(Step::Dump, Reason::AgentInterrupted, "cancelled: the PodCheckpoint was deleted or the agent is ending")),
     };
-    report.status.frozen = (!frozen.is_zero()).then(|| human_duration(frozen));
     let undisturbed = result.is_ok() && matches!(source_state(&freezers), SourceState::Runs { .. });
     let end = move || {
         if undisturbed {
@@ -754,7 +767,26 @@ async fn dump(
     if let Ok(Err(error)) = tokio::task::spawn_blocking(end).await {
         tracing::error!(%error, "the watchdog is gone");
     }
-    result
+    (result, frozen)
+}
+
+/// A pod that is deleted under a dump makes it fail in many words, none of which says so.
+fn or_pods_end(stop: Stop, found: &Inspection) -> Stop {
+    let ended = found.subjects.iter().find(|s| !s.target.alive());
+    match ended {
+        Some(subject) if !matches!(stop.reason, Reason::AgentInterrupted | Reason::DeadlineExceeded) => {
+            let name = &subject.container.name;
+            let words = format!("container {name} ended during the checkpoint: {}", stop.message);
+            Stop::new(stop.step, Reason::SourcePodGone, words)
+        }
+        _ => stop,
+    }
+}
+
+fn longest_by_criu(report: &Report) -> Duration {
+    let all = report.status.checkpointed_containers.iter();
+    let longest = all.filter_map(|c| c.frozen_micros).max().unwrap_or_default();
+    Duration::from_micros(u64::try_from(longest).unwrap_or_default())
 }
 
 fn late(deadline: Duration) -> Stop {
@@ -961,6 +993,7 @@ fn keep_logs(mut stop: Stop, found: &Inspection, folder: &Path) -> Stop {
         let kept = folder.join(format!("{}.criu.log", container.name));
         let log = log_of_this_attempt(&logs, found.started);
         if log.is_some_and(|log| fs::copy(log, &kept).is_ok()) {
+            stop.log.get_or_insert_with(|| kept.clone());
             stop.message = format!("{}; CRIU's log is {} on the node", stop.message, kept.display());
         }
     }
@@ -1040,7 +1073,6 @@ fn describe_archive(
         memdump_micros: stats.map(|s| s.memdump_micros),
         memwrite_micros: stats.map(|s| s.memwrite_micros),
         pages_written: stats.map(|s| s.pages_written),
-        log_path: None,
     }
 }
 

@@ -93,6 +93,7 @@ impl Report {
             reason: reason.as_str().to_owned(),
             message: message.into(),
             remedy,
+            log_path: None,
         });
     }
 

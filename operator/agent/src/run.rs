@@ -67,6 +67,8 @@ pub struct Known {
     pub begun: bool,
     /// The journal has an entry with a result.
     pub ended: bool,
+    /// This process has ended an operation for it, and the API server knows.
+    pub concluded: bool,
 }
 
 /// Decides from facts alone; pure.
@@ -83,6 +85,10 @@ pub fn decide(object: &PodCheckpoint, known: Known) -> Decision {
     }
     if known.ended {
         return Decision::Repeat;
+    }
+    if known.concluded && matches!(state, None | Some(ArchiveState::Writing)) {
+        // The watch is behind: what it shows was before the end.
+        return Decision::Ignore;
     }
     if known.begun || (state == Some(ArchiveState::Writing) && !deleting) {
         return Decision::Interrupted;
@@ -120,7 +126,10 @@ struct Agent {
     client: Client,
     context: Context,
     running: HashMap<String, Running>,
-    work: JoinSet<String>,
+    /// Each gives its object's UID, and whether its end has been delivered.
+    work: JoinSet<(String, bool)>,
+    /// Objects whose end the API server has from this process, for as long as they exist.
+    concluded: HashSet<String>,
     listed: HashSet<String>,
     reporter: Arc<Reporter>,
 }
@@ -169,6 +178,7 @@ pub async fn run(
         context,
         running: HashMap::new(),
         work: JoinSet::new(),
+        concluded: HashSet::new(),
         listed: HashSet::new(),
         reporter,
     };
@@ -185,7 +195,10 @@ pub async fn run(
                 Err(error) => tracing::warn!(%error, "watch interrupted"),
             },
             Some(done) = agent.work.join_next(), if !agent.work.is_empty() => {
-                if let Ok(uid) = done { agent.running.remove(&uid); }
+                if let Ok((uid, concluded)) = done {
+                    agent.running.remove(&uid);
+                    agent.concluded.extend(concluded.then_some(uid));
+                }
                 agent.report_node();
             }
             () = stop.cancelled() => break,
@@ -250,6 +263,7 @@ impl Agent {
             pod_busy: self.running.values().any(|r| r.pod.as_ref() == Some(&pod)),
             begun: entry.as_ref().is_some_and(|e| e.result.is_none()),
             ended: entry.is_some_and(|e| e.result.is_some()),
+            concluded: self.concluded.contains(uid),
         }
     }
 
@@ -281,13 +295,14 @@ impl Agent {
         );
         let (client, context) = (self.client.clone(), self.context.clone());
         self.work.spawn(async move {
-            carry_out(decision, &client, &context, &object, &cancel).await;
-            uid
+            let concluded = carry_out(decision, &client, &context, &object, &cancel).await;
+            (uid, concluded)
         });
     }
 
     /// The object is gone for good: so is what belongs to it, unless it is to be kept.
     fn forget(&mut self, uid: &str) {
+        self.concluded.remove(uid);
         if let Some(running) = self.running.get(uid) {
             running.cancel.cancel();
             return;
@@ -296,7 +311,8 @@ impl Agent {
     }
 
     /// After a whole list: archives whose objects went away while no agent was here.
-    fn sweep(&self) {
+    fn sweep(&mut self) {
+        self.concluded.retain(|uid| self.listed.contains(uid));
         let Ok(folders) = std::fs::read_dir(self.context.archive_root.join("checkpoints")) else {
             return;
         };
@@ -344,20 +360,21 @@ fn source_uid(object: &PodCheckpoint) -> String {
         .unwrap_or_default()
 }
 
+/// True when nothing is left to be done or said.
 async fn carry_out(
     decision: Decision,
     client: &Client,
     context: &Context,
     object: &PodCheckpoint,
     cancel: &CancellationToken,
-) {
+) -> bool {
     let uid = object.uid().unwrap_or_default();
     let mut report = Report::new(object);
     match decision {
-        Decision::Ignore | Decision::Cancel => return,
+        Decision::Ignore | Decision::Cancel => return false,
         Decision::Begin => {
             if !announce(client, &mut report).await {
-                return;
+                return false;
             }
             operation::run(client, context, object, &mut report, cancel).await;
             if report.status.archive_state == Some(ArchiveState::Present)
@@ -377,6 +394,10 @@ async fn carry_out(
                 .map(|s| s.patches.clone())
                 .unwrap_or_default();
             operation::recover(context, &entry.unwrap_or_else(|| bare_entry(object)), &mut report).await;
+            if object.is_terminal() {
+                // The controller has given the agent up and said so: that stays the end.
+                report.status.failure = None;
+            }
         }
         Decision::Repeat => {
             if let Ok(Some(Entry {
@@ -397,7 +418,7 @@ async fn carry_out(
             report.archive_state(ArchiveState::Deleted);
         }
     }
-    deliver(client, context, object, &report).await;
+    deliver(client, context, object, &report).await
 }
 
 /// Says that the operation begins, before anything is touched. False when the object is gone.
@@ -460,6 +481,7 @@ fn take_over(object: &PodCheckpoint, report: &mut Report) {
         observed_generation: None,
         node_name: None,
         source_pod_uid: None,
+        source_containers: Vec::new(),
         start_time: None,
         completion_time: None,
         reason: None,
@@ -480,7 +502,8 @@ fn bare_entry(object: &PodCheckpoint) -> Entry {
 }
 
 /// Writes the result to the journal, then to the API server; the journal forgets it only when the API server has it.
-async fn deliver(client: &Client, context: &Context, object: &PodCheckpoint, report: &Report) {
+/// True when it has.
+async fn deliver(client: &Client, context: &Context, object: &PodCheckpoint, report: &Report) -> bool {
     let uid = object.uid().unwrap_or_default();
     let entry = Entry {
         result: Some(report.status.clone()),
@@ -499,12 +522,13 @@ async fn deliver(client: &Client, context: &Context, object: &PodCheckpoint, rep
         }
         Err(error) => {
             tracing::error!(%error, source = ?std::error::Error::source(&error).map(ToString::to_string), "the result could not be written; it is kept in the journal");
-            return;
+            return false;
         }
     }
     if let Err(error) = context.journal.remove(&uid) {
         tracing::error!(%error, "journal");
     }
+    true
 }
 
 #[cfg(test)]
@@ -534,6 +558,21 @@ mod tests {
             ..Known::default()
         };
         assert_eq!(decide(&object(None, false), running), Decision::Ignore);
+    }
+
+    #[test]
+    fn a_watch_that_is_behind_does_not_undo_an_end() {
+        let concluded = Known {
+            concluded: true,
+            ..Known::default()
+        };
+        for stale in [None, Some(ArchiveState::Writing)] {
+            assert_eq!(decide(&object(stale, false), concluded), Decision::Ignore);
+        }
+        assert_eq!(
+            decide(&object(Some(ArchiveState::Present), true), concluded),
+            Decision::Delete
+        );
     }
 
     #[test]

@@ -493,6 +493,7 @@ fn what_the_agent_found_is_the_root_cause() {
         reason: "CriuMissing".into(),
         message: "no criu on the node".into(),
         remedy: "Install it.".into(),
+        log_path: None,
     });
     let last = plan(&world, at(5));
     carry_out(&mut world, &last);
@@ -516,6 +517,7 @@ fn the_agents_own_failure_and_conditions_are_not_written_by_the_controller() {
         reason: "DumpFailed".into(),
         message: "m".into(),
         remedy: String::new(),
+        log_path: None,
     });
     let last = plan(&world, at(5));
     let Some(Action::WriteStatus(new)) = last.actions.first() else {

@@ -61,6 +61,7 @@ impl Writer<'_> {
             observed_generation: self.object.metadata.generation,
             node_name: Some(target.node.clone()),
             source_pod_uid: Some(target.uid.clone()),
+            source_containers: target.containers.clone(),
             start_time: Some(Time(self.now)),
             reason: Some(Reason::CheckpointInProgress.as_str().to_owned()),
             conditions,
@@ -96,6 +97,7 @@ impl Writer<'_> {
             reason: reason.as_str().to_owned(),
             message: message.to_owned(),
             remedy: remedy.clone(),
+            log_path: None,
         };
         self.failed(reason, message, &remedy, Some(failure))
     }
@@ -139,6 +141,7 @@ impl Writer<'_> {
             observed_generation: self.object.metadata.generation,
             node_name: old.node_name,
             source_pod_uid: old.source_pod_uid,
+            source_containers: old.source_containers,
             start_time: old.start_time,
             completion_time: Some(Time(self.now)),
             reason: Some(reason.as_str().to_owned()),

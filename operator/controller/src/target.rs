@@ -14,6 +14,8 @@ pub(crate) struct Target {
     pub(crate) node: String,
     /// UID of the pod.
     pub(crate) uid: String,
+    /// Containers that are to be checkpointed.
+    pub(crate) containers: Vec<String>,
 }
 
 /// The node and the UID of the target, or why it cannot be one.
@@ -43,7 +45,11 @@ pub(crate) fn resolve(
         .and_then(|s| s.node_name.clone())
         .unwrap_or_default();
     check_node(node, &on)?;
-    Ok(Target { node: on, uid })
+    Ok(Target {
+        node: on,
+        uid,
+        containers: chosen(spec.containers.as_deref(), pod),
+    })
 }
 
 fn check_pod(pod: &Pod, operator_namespace: &str) -> Result<(), Refusal> {
@@ -99,6 +105,16 @@ fn check_containers(wanted: Option<&[String]>, pod: &Pod) -> Result<(), Refusal>
     wanted
         .iter()
         .try_for_each(|name| check_container(name, spec, pod))
+}
+
+/// Only the API server knows which containers are regular: to the runtime, an ephemeral one is like any other.
+fn chosen(wanted: Option<&[String]>, pod: &Pod) -> Vec<String> {
+    let running = || {
+        let regular = pod.spec.iter().flat_map(|s| &s.containers);
+        let running = regular.filter(|c| state_of(pod, &c.name).is_ok());
+        running.map(|c| c.name.clone()).collect()
+    };
+    wanted.map_or_else(running, <[String]>::to_vec)
 }
 
 fn check_container(name: &str, spec: &PodSpec, pod: &Pod) -> Result<(), Refusal> {
