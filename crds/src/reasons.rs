@@ -324,7 +324,7 @@ reasons! {
         OciRuntimeUnsupported {
             "The OCI runtime of the container cannot checkpoint.",
             "Its answer says so, or its handler is one that has no checkpoint through the container runtime (Kata, gVisor).",
-            "Run the pod with a RuntimeClass whose handler is runc or crun built with CRIU.",
+            "Run the pod with a RuntimeClass whose handler is runc, or crun built with CRIU on a node that has its library (package libcriu2).",
         }
         CriuMissing {
             "CRIU is not installed on the node, or not where the runtime looks for it.",

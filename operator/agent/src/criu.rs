@@ -137,6 +137,8 @@ const SIGNATURES: &[(&str, Reason)] = &[
         Reason::OciRuntimeUnsupported,
     ),
     ("not compiled with CRIU support", Reason::OciRuntimeUnsupported),
+    // crun that finds no CRIU to load.
+    ("could not load `libcriu", Reason::OciRuntimeUnsupported),
     ("does not support checkpoint", Reason::OciRuntimeUnsupported),
     ("unknown method CheckpointContainer", Reason::RuntimeTooOld),
     (
