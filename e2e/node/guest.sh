@@ -28,14 +28,14 @@ make_guest_disk() {
   cp --remove-destination "$data/containerd.toml" "$tree/etc/containerd/config.toml"
   cp "$tree"/boot/vmlinuz-* "$1/vmlinuz"
   cp "$tree"/boot/initrd.img-* "$1/initrd"
-  mkfs.ext4 -q -O ^has_journal -d "$tree" "$1/disk" 8G
+  mkfs.ext4 -q -d "$tree" "$1/disk" 8G
   rm -rf "$tree"
 }
 guest_disk=$(part guest-disk "$guest_rootfs $kubernetes $containerd $(cat "$data"/{node2,keep,containerd.toml}) \
 $(declare -f make_guest_disk)")
 
 prepare_guest() {
-  need_packages qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mkfs.ext4:e2fsprogs ssh:openssh-client
+  need_packages qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs ssh:openssh-client
   [ -c /dev/net/tun ] || fail "/dev/net/tun is missing: the second node is a virtual machine behind a tap and needs it"
   make_part guest-rootfs "$guest_rootfs" make_guest_rootfs
   make_part guest-disk "$guest_disk" make_guest_disk
@@ -46,7 +46,7 @@ prepare_guest() {
 guest_pid() { cat "$state/node2.pid" 2> /dev/null; }
 guest_runs() {
   local pid
-  pid=$(guest_pid) && tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -qF "$state/node2.qcow2"
+  pid=$(guest_pid) && tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -qF "$state/node2.disk"
 }
 
 make_guest_network() {
@@ -87,8 +87,9 @@ make_guest_settings() {
   tar -c -f "$state/node2.tar" --owner=0 --group=0 -C "$tree" etc/kubernetes etc/cni etc/ssh/ssh_host_ed25519_key root/.ssh
 }
 
-# Its disk is a layer of changes over the cached one, which goes with the cluster.
-make_guest_layer() { qemu-img create -q -f qcow2 -b "$guest_disk/disk" -F raw "$state/node2.qcow2"; }
+# Its disk is a copy of the cached one, which goes with the cluster. Not a layer over it: qemu keeps a layer's own tables
+# in memory, and they would be lost when it is killed.
+copy_guest_disk() { cp --sparse=always --reflink=auto "$guest_disk/disk" "$state/node2.disk"; }
 
 # The machine is in the cluster's network namespace, started detached as node1 is.
 start_guest() {
@@ -98,7 +99,7 @@ start_guest() {
     -serial "file:$state/node2-console.log" -kernel "$guest_disk/vmlinuz" -initrd "$guest_disk/initrd" \
     -append "console=ttyS0 root=/dev/vda rw fsck.mode=skip init=/opt/bin/node2 quiet panic=-1 net.ifnames=0 \
 lsm=landlock,lockdown,yama,apparmor,bpf" \
-    -drive "file=$state/node2.qcow2,format=qcow2,if=virtio,cache=unsafe" \
+    -drive "file=$state/node2.disk,format=raw,if=virtio,cache=unsafe" \
     -drive "file=$state/node2.tar,format=raw,if=virtio,readonly=on" -device virtio-rng-pci \
     -netdev tap,id=net,ifname=tap0,script=no,downscript=no -device virtio-net-pci,netdev=net \
     < /dev/null > "$state/node2-qemu.log" 2>&1 8>&- 9>&- &
@@ -147,7 +148,7 @@ up_node2() {
     down_node2
     make_guest_network
     make_guest_settings
-    make_guest_layer
+    copy_guest_disk
     start_guest
     wait_for_guest
     guest_images

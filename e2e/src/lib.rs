@@ -86,6 +86,16 @@ pub fn on_node_with(node: &str, script: &str, input: &[u8]) -> Result<String> {
     finish(Ok(output), &[node, script])
 }
 
+/// Ends a node as a power failure would, and starts it again; only node2 is a machine of its own.
+///
+/// # Errors
+/// When it does not come back.
+pub fn cut_power(node: &str) -> Result<()> {
+    let cluster = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster");
+    let output = Command::new(cluster).args(["reboot", node]).output();
+    finish(output, &["reboot", node]).map(drop)
+}
+
 /// Copies a program of this build to a folder on a node.
 ///
 /// # Errors
