@@ -121,7 +121,9 @@ fn refuses_on(node: &str) -> Result<()> {
         }
         let pod = get(&namespace.0, "pod", mode)?;
         ensure!(
-            pod["status"]["phase"] == "Running" && pod["status"]["containerStatuses"][0]["restartCount"] == 0
+            pod["status"]["phase"] == "Running" && pod["status"]["containerStatuses"][0]["restartCount"] == 0,
+            "{mode} does not go on: {:#}",
+            pod["status"]
         );
     }
     // The runtime takes a process whose first thread has ended for one that has ended, and would let the others be.

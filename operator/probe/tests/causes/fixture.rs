@@ -233,14 +233,24 @@ fn blocked_exec() {
     });
     let tid = receiver.recv().unwrap();
     let parent = std::process::id();
+    let mut ends = [0; 2];
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
     // The tracer seizes the thread and never reaps it.
     child(move || {
         assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0, 0) }, 0);
-        std::thread::sleep(Duration::from_millis(150));
+        assert_eq!(unsafe { libc::write(ends[1], [0u8].as_ptr().cast(), 1) }, 1);
+        // execve has begun once it has ended the thread: WNOWAIT does not reap it.
+        let ended = libc::WEXITED | libc::WNOWAIT | libc::__WALL;
+        let mut how: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        assert_eq!(
+            unsafe { libc::waitid(libc::P_PID, tid as u32, &raw mut how, ended) },
+            0
+        );
         say_ready(&parent.to_string());
         loop_forever();
     });
-    std::thread::sleep(Duration::from_millis(100));
+    // An execve before that would find nobody in its way, however busy the machine is.
+    assert_eq!(unsafe { libc::read(ends[0], [0u8].as_mut_ptr().cast(), 1) }, 1);
     let program = CString::new("/bin/sleep").unwrap();
     let argument = CString::new("60").unwrap();
     unsafe {
