@@ -34,6 +34,8 @@ pub enum Decision {
     Begin,
     /// Refuse it: another object is at work on the same pod.
     Refuse,
+    /// Look at it again when the pod has been released from an interrupted checkpoint.
+    Wait,
     /// Stop what is running for it.
     Cancel,
     /// Delete its archive.
@@ -47,13 +49,29 @@ pub enum Decision {
 }
 
 impl Decision {
-    /// Whether it does something to the pod.
-    fn touches(self) -> bool {
+    /// What it does to the pod, if anything.
+    fn hold(self) -> Option<Hold> {
         match self {
-            Self::Begin | Self::Interrupted => true,
-            Self::Ignore | Self::Refuse | Self::Cancel | Self::Delete | Self::Repeat | Self::Settle => false,
+            Self::Begin => Some(Hold::Checkpoint),
+            Self::Interrupted => Some(Hold::Release),
+            Self::Ignore
+            | Self::Refuse
+            | Self::Wait
+            | Self::Cancel
+            | Self::Delete
+            | Self::Repeat
+            | Self::Settle => None,
         }
     }
+}
+
+/// Why nothing else may touch a pod now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hold {
+    /// It is made to run again after an interrupted checkpoint, which is over in a moment.
+    Release,
+    /// Its checkpoint is taken.
+    Checkpoint,
 }
 
 /// What the agent knows of an object besides the object.
@@ -61,8 +79,8 @@ impl Decision {
 pub struct Known {
     /// An operation for it runs in this process.
     pub running: bool,
-    /// Another object's operation on the same pod runs.
-    pub pod_busy: bool,
+    /// What another object's operation does to the same pod.
+    pub held: Option<Hold>,
     /// The journal has an entry without a result.
     pub begun: bool,
     /// The journal has an entry with a result.
@@ -108,16 +126,17 @@ pub fn decide(object: &PodCheckpoint, known: Known) -> Decision {
     if object.is_terminal() || state.is_some() {
         return Decision::Ignore;
     }
-    if known.pod_busy {
-        Decision::Refuse
-    } else {
-        Decision::Begin
+    match known.held {
+        None => Decision::Begin,
+        // Whoever asked could not know that an agent was lost before, and has nothing to wait for.
+        Some(Hold::Release) => Decision::Wait,
+        Some(Hold::Checkpoint) => Decision::Refuse,
     }
 }
 
 struct Running {
-    /// The pod that it touches; none when it only reports or deletes files.
-    pod: Option<String>,
+    /// The pod that it touches, and how; none when it only reports or deletes files.
+    pod: Option<(String, Hold)>,
     cancel: CancellationToken,
 }
 
@@ -126,6 +145,8 @@ struct Agent {
     client: Client,
     context: Context,
     running: HashMap<String, Running>,
+    /// Objects to look at again when an operation has ended.
+    waiting: HashMap<String, PodCheckpoint>,
     /// Each gives its object's UID, and whether its end has been delivered.
     work: JoinSet<(String, bool)>,
     /// Objects whose end the API server has from this process, for as long as they exist.
@@ -177,6 +198,7 @@ pub async fn run(
         client,
         context,
         running: HashMap::new(),
+        waiting: HashMap::new(),
         work: JoinSet::new(),
         concluded: HashSet::new(),
         listed: HashSet::new(),
@@ -198,6 +220,9 @@ pub async fn run(
                 if let Ok((uid, concluded)) = done {
                     agent.running.remove(&uid);
                     agent.concluded.extend(concluded.then_some(uid));
+                }
+                for object in std::mem::take(&mut agent.waiting).into_values() {
+                    agent.consider(object).await;
                 }
                 agent.report_node();
             }
@@ -260,7 +285,13 @@ impl Agent {
         });
         Known {
             running: self.running.contains_key(uid),
-            pod_busy: self.running.values().any(|r| r.pod.as_ref() == Some(&pod)),
+            held: self
+                .running
+                .values()
+                .filter_map(|running| running.pod.as_ref())
+                .filter(|(held, _)| *held == pod)
+                .map(|(_, hold)| *hold)
+                .max(),
             begun: entry.as_ref().is_some_and(|e| e.result.is_none()),
             ended: entry.is_some_and(|e| e.result.is_some()),
             concluded: self.concluded.contains(uid),
@@ -269,6 +300,7 @@ impl Agent {
 
     async fn consider(&mut self, object: PodCheckpoint) {
         let Some(uid) = object.uid() else { return };
+        self.waiting.remove(&uid);
         let decision = decide(&object, self.known(&uid, &object));
         if decision == Decision::Ignore {
             return;
@@ -279,6 +311,10 @@ impl Agent {
             ?decision,
             "checkpoint"
         );
+        if decision == Decision::Wait {
+            self.waiting.insert(uid, object);
+            return;
+        }
         if decision == Decision::Cancel {
             if let Some(running) = self.running.get(&uid) {
                 running.cancel.cancel();
@@ -289,7 +325,7 @@ impl Agent {
         self.running.insert(
             uid.clone(),
             Running {
-                pod: decision.touches().then(|| source_uid(&object)),
+                pod: decision.hold().map(|hold| (source_uid(&object), hold)),
                 cancel: cancel.clone(),
             },
         );
@@ -303,6 +339,7 @@ impl Agent {
     /// The object is gone for good: so is what belongs to it, unless it is to be kept.
     fn forget(&mut self, uid: &str) {
         self.concluded.remove(uid);
+        self.waiting.remove(uid);
         if let Some(running) = self.running.get(uid) {
             running.cancel.cancel();
             return;
@@ -371,7 +408,7 @@ async fn carry_out(
     let uid = object.uid().unwrap_or_default();
     let mut report = Report::new(object);
     match decision {
-        Decision::Ignore | Decision::Cancel => return false,
+        Decision::Ignore | Decision::Wait | Decision::Cancel => return false,
         Decision::Begin => {
             if !announce(client, &mut report).await {
                 return false;
@@ -578,16 +615,27 @@ mod tests {
     #[test]
     fn a_second_object_on_the_same_pod_is_refused() {
         let busy = Known {
-            pod_busy: true,
+            held: Some(Hold::Checkpoint),
             ..Known::default()
         };
         assert_eq!(decide(&object(None, false), busy), Decision::Refuse);
     }
 
     #[test]
+    fn an_object_whose_pod_is_being_released_waits_for_that() {
+        let releasing = Known {
+            held: Some(Hold::Release),
+            ..Known::default()
+        };
+        assert_eq!(decide(&object(None, false), releasing), Decision::Wait);
+        assert_eq!(decide(&object(None, true), releasing), Decision::Ignore);
+    }
+
+    #[test]
     fn deleting_an_archive_does_not_make_its_pod_busy() {
-        assert!(!Decision::Delete.touches() && !Decision::Repeat.touches());
-        assert!(Decision::Begin.touches() && Decision::Interrupted.touches());
+        assert_eq!((Decision::Delete.hold(), Decision::Repeat.hold()), (None, None));
+        assert_eq!(Decision::Begin.hold(), Some(Hold::Checkpoint));
+        assert_eq!(Decision::Interrupted.hold(), Some(Hold::Release));
     }
 
     #[test]
