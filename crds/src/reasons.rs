@@ -577,6 +577,13 @@ reasons! {
             confirm: "`podcheckpoint-probe --pid PID`",
             affects: "The next start of the pod.",
         }
+        ParasiteRejected {
+            "CRIU's own code, which runs for a moment inside the target, is not let do there what it needs: a file in memory, that file mapped as code, a connection to CRIU's socket.",
+            "The same call, executed in the target by the probe, gave an error; or CRIU's log says so. The target's limits (RLIMIT_AS, RLIMIT_NOFILE), its Landlock domain, its AppArmor or SELinux label and PR_SET_SYSCALL_USER_DISPATCH decide.",
+            "Raise the limit of the running process (`prlimit --pid PID --as=unlimited --nofile=65536`); a Landlock domain and a label stay for as long as the process lives, so start the pod without that restriction.",
+            confirm: "`podcheckpoint-probe --inject --pid PID`, `cat /proc/PID/limits`, `cat /proc/PID/attr/current`",
+            affects: "The target, and what it may use.",
+        }
         HardwareBreakpointsBroken {
             "Hardware breakpoints do not trap on this (virtual) machine. CRIU before 4.2 uses them and waits for ever.",
             "A child of the probe ran over a breakpoint that was set in its debug registers, and nothing happened; SEV-SNP and TDX guests are like that.",

@@ -101,7 +101,9 @@ impl Namespace {
     /// # Errors
     /// When it does not end in time.
     pub fn ended(&self, name: &str) -> Result<Value> {
-        eventually(Duration::from_secs(90), || {
+        // A virtual machine without hardware help, on a machine that does other things too, needs a minute for what takes
+        // seconds otherwise.
+        eventually(Duration::from_secs(240), || {
             let object = get(&self.0, KIND, name)?;
             let status = object["status"].clone();
             ensure!(

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::child::{self, ChildError, Ending, Limits};
 use crate::criu;
 use crate::facts;
+use crate::inject;
 use crate::observation::{End, Observations, Process, Record, Sample, Stall, Step, Subject, Thread};
 use crate::proc;
 use crate::rungs::{self, Quarry};
@@ -18,6 +19,8 @@ use crate::wire::{Decoder, Message};
 pub struct Request {
     /// Processes; each with everything below it. None: only the machine is looked at.
     pub targets: Vec<i32>,
+    /// System calls are executed in the first thread of each of them.
+    pub inject: bool,
     /// CRIU is looked at too.
     pub criu: Option<criu::Place>,
 }
@@ -90,6 +93,9 @@ impl Climber<'_> {
             }
         }
         self.rung(TARGETS, |out| rungs::target(out, &quarries))?;
+        if request.inject {
+            self.inject()?;
+        }
         self.verify();
         Ok(())
     }
@@ -108,6 +114,25 @@ impl Climber<'_> {
         let stalled = |record: &Record| matches!(record.end, End::Stalled(_));
         let hangs = self.seen.steps.iter().any(stalled);
         Ok(hangs.then_some("ptrace hangs even on a child of the probe's own"))
+    }
+
+    /// The one rung that changes something, and only where every other one was taken without a failure.
+    fn inject(&mut self) -> Result<(), ChildError> {
+        let roots = self.seen.processes.iter().filter(|process| process.root);
+        let pids: Vec<i32> = roots.map(|process| process.pid).collect();
+        for pid in pids {
+            let own = |record: &&Record| record.subject == Subject::Target && record.pid == pid;
+            let mut records = self.seen.steps.iter().filter(own).peekable();
+            let clean = records.peek().is_some() && records.all(|record| matches!(record.end, End::Done(_)));
+            let code = clean.then(|| code_of(pid)).flatten();
+            match code {
+                Some(code) => self.rung(TARGETS, |out| inject::inject(out, pid, code))?,
+                None => self.seen.gaps.push(format!(
+                    "nothing was executed in process {pid}, which was not proved before"
+                )),
+            }
+        }
+        Ok(())
     }
 
     /// Runs one rung in a child and records what it told.
@@ -200,6 +225,12 @@ impl Climber<'_> {
             }
         }
     }
+}
+
+/// Where the target's code begins. Its maps can block, so a child reads them.
+fn code_of(pid: i32) -> Option<usize> {
+    let maps = child::ask(LOOK, || fs::read(format!("/proc/{pid}/maps")).unwrap_or_default())?;
+    proc::code_address(&String::from_utf8_lossy(&maps))
 }
 
 fn quarry(process: &Process) -> Quarry {

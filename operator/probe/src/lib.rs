@@ -8,6 +8,7 @@ pub mod child;
 pub mod criu;
 pub mod facts;
 pub mod freezer;
+pub mod inject;
 pub mod ladder;
 pub mod observation;
 pub mod proc;

@@ -16,7 +16,7 @@ use podcheckpoint_probe::wire::Message;
 use serde_json::json;
 
 /// Proves that ptrace works on a process and everything below it, as CRIU needs it, and names the cause when it does
-/// not. Never hangs: a verdict comes within two seconds. Changes nothing in the target.
+/// not. Never hangs: a verdict comes within two seconds. Changes nothing in the target, unless --inject asks for it.
 #[derive(Parser)]
 #[command(
     version,
@@ -52,6 +52,11 @@ struct ProbeArguments {
     /// Look only at the machine: the kernel, ptrace of an own child, and CRIU.
     #[arg(long, conflicts_with = "pid")]
     node: bool,
+    /// Also execute system calls in the first thread of each PID, as CRIU does, and put everything back. This is the only
+    /// thing that changes the target, for a fraction of a millisecond: kill the probe's child in that moment, and the
+    /// target dies.
+    #[arg(long, requires = "pid")]
+    inject: bool,
     /// Run `criu check --all` too, with a deadline.
     #[arg(long)]
     criu: bool,
@@ -85,6 +90,7 @@ fn probe(arguments: &ProbeArguments) -> ExitCode {
     }
     let request = Request {
         targets: arguments.pid.clone(),
+        inject: arguments.inject,
         criu: (arguments.criu || arguments.node).then(|| Place {
             program: arguments.criu_program.clone(),
             limit: if arguments.node { PATIENT } else { LIMIT },

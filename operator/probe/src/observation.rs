@@ -224,11 +224,22 @@ pub enum Step {
     Detach,
     /// The thread is untraced again.
     RunsAgain,
+    /// One system call is executed in the thread, where that was asked for.
+    Inject,
+    /// memfd_create(2) in the thread.
+    MemFile,
+    /// That file is opened from outside and mapped in the thread as code.
+    MapCode,
+    /// The thread connects to an abstract socket in its network namespace.
+    Connect,
+    /// Code, registers and signal mask are put back and the thread is let go; its value is how many microseconds it stood
+    /// still.
+    Restore,
 }
 
 impl Step {
     /// All of them, in the order of the ladder.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 27] = [
         Self::Clock,
         Self::ForkAndWait,
         Self::StopWithoutPtrace,
@@ -251,6 +262,11 @@ impl Step {
         Self::Breakpoint,
         Self::Detach,
         Self::RunsAgain,
+        Self::Inject,
+        Self::MemFile,
+        Self::MapCode,
+        Self::Connect,
+        Self::Restore,
     ];
 }
 

@@ -85,6 +85,108 @@ pub fn registers(tid: i32) -> Result<i64, Errno> {
     Ok(i64::try_from(iov.iov_len).unwrap_or(0))
 }
 
+/// The general registers of a stopped thread, as user_regs_struct has them.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub struct Registers(libc::user_regs_struct);
+
+#[cfg(target_arch = "x86_64")]
+impl Registers {
+    /// These, but for a system call by the code at `code`. -1 in orig_rax: the call that was interrupted is not begun anew.
+    pub fn for_call(self, number: u64, arguments: [u64; 6], code: u64) -> Self {
+        let mut registers = self.0;
+        registers.rip = code;
+        registers.rax = number;
+        registers.orig_rax = u64::MAX;
+        [
+            registers.rdi,
+            registers.rsi,
+            registers.rdx,
+            registers.r10,
+            registers.r8,
+            registers.r9,
+        ] = arguments;
+        Self(registers)
+    }
+
+    /// What a system call gave.
+    pub fn result(self) -> i64 {
+        self.0.rax.cast_signed()
+    }
+}
+
+/// Other machines' registers are not known here, so that nothing can be executed in a target.
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Clone, Copy)]
+pub struct Registers(std::convert::Infallible);
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Registers {
+    /// These, but for a system call.
+    pub fn for_call(self, _number: u64, _arguments: [u64; 6], _code: u64) -> Self {
+        match self.0 {}
+    }
+
+    /// What a system call gave.
+    pub fn result(self) -> i64 {
+        match self.0 {}
+    }
+}
+
+/// `PTRACE_GETREGSET` of the general registers, to be put back.
+#[cfg(target_arch = "x86_64")]
+pub fn get_registers(tid: i32) -> Result<Registers, Errno> {
+    // SAFETY: the structure is made of numbers, for which zero is a value.
+    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    let mut iov = registers_in(&mut registers);
+    let request = c_long::from(libc::PTRACE_GETREGSET);
+    ptrace(request, tid, NT_PRSTATUS, (&raw mut iov) as usize)?;
+    Ok(Registers(registers))
+}
+
+/// `PTRACE_SETREGSET` of the general registers.
+#[cfg(target_arch = "x86_64")]
+pub fn set_registers(tid: i32, registers: &Registers) -> Result<i64, Errno> {
+    let mut registers = registers.0;
+    let mut iov = registers_in(&mut registers);
+    let request = c_long::from(libc::PTRACE_SETREGSET);
+    ptrace(request, tid, NT_PRSTATUS, (&raw mut iov) as usize)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn registers_in(registers: &mut libc::user_regs_struct) -> libc::iovec {
+    libc::iovec {
+        iov_base: std::ptr::from_mut(registers).cast(),
+        iov_len: size_of::<libc::user_regs_struct>(),
+    }
+}
+
+/// As on x86-64.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn get_registers(_tid: i32) -> Result<Registers, Errno> {
+    Err(libc::ENOSYS)
+}
+
+/// As on x86-64.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn set_registers(_tid: i32, registers: &Registers) -> Result<i64, Errno> {
+    match registers.0 {}
+}
+
+/// `PTRACE_GETSIGMASK`, to be put back.
+pub fn get_signal_mask(tid: i32) -> Result<u64, Errno> {
+    let mut mask = 0u64;
+    let request = c_long::from(libc::PTRACE_GETSIGMASK);
+    ptrace(request, tid, size_of::<u64>(), (&raw mut mask) as usize)?;
+    Ok(mask)
+}
+
+/// `PTRACE_SETSIGMASK`.
+pub fn set_signal_mask(tid: i32, mask: u64) -> Result<i64, Errno> {
+    let request = c_long::from(libc::PTRACE_SETSIGMASK);
+    ptrace(request, tid, size_of::<u64>(), (&raw const mask) as usize)
+}
+
 /// `PTRACE_PEEKDATA`.
 pub fn peek(tid: i32, address: usize) -> Result<i64, Errno> {
     let mut word: c_long = 0;
@@ -127,17 +229,6 @@ pub fn signal_info(tid: i32) -> Result<i64, Errno> {
         tid,
         (&raw const arguments) as usize,
         buffer.as_mut_ptr() as usize,
-    )
-}
-
-/// `PTRACE_GETSIGMASK`.
-pub fn signal_mask(tid: i32) -> Result<i64, Errno> {
-    let mut mask = 0u64;
-    ptrace(
-        c_long::from(libc::PTRACE_GETSIGMASK),
-        tid,
-        size_of::<u64>(),
-        (&raw mut mask) as usize,
     )
 }
 
@@ -281,6 +372,12 @@ fn die_with_parent(parent: u32) {
     if std::os::unix::process::parent_id() != parent {
         exit(1);
     }
+}
+
+/// Takes back what [`fork`] asked for: the child goes on when its parent dies.
+pub fn outlive_parent() {
+    // SAFETY: only numbers are passed.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
 }
 
 /// _exit(2): ends a forked child without what its parent would do at its end.

@@ -23,7 +23,7 @@ const TRIALS: u32 = 100;
 /// Kills the probe when it has announced the step, and the more often a little later.
 fn kill_at(target: &Target, step: Step, trial: u32) -> Result<()> {
     let mut probe = Command::new(PROBE)
-        .args(["--json", "--pid", &target.pid().to_string()])
+        .args(["--json", "--inject", "--pid", &target.pid().to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;

@@ -408,6 +408,90 @@ fn a_stopped_target_stays_stopped() -> Result<()> {
     target.assert_goes_on()
 }
 
+// --- code in the target --------------------------------------------------------------------------------------------
+
+/// Nothing is executed in a target unless that is asked for.
+fn injected(target: &Target) -> Result<causes::Answer> {
+    probe(None, &["--inject", "--pid", &target.pid().to_string()])
+}
+
+/// What a target has open and mapped.
+fn belongings(target: &Target) -> Result<String> {
+    let folder = format!("/proc/{}", target.pid());
+    let mut files: Vec<String> = fs::read_dir(format!("{folder}/fd"))?
+        .flatten()
+        .map(|fd| format!("{fd:?} {:?}", fs::read_link(fd.path())))
+        .collect();
+    files.sort();
+    Ok(files.join("\n") + &fs::read_to_string(format!("{folder}/maps"))?)
+}
+
+#[test]
+fn system_calls_executed_in_a_target_leave_no_trace() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    for mode in ["plain", "threads", "filtered", "mdwe", "signals"] {
+        let target = Target::start(&[mode, "3"])?;
+        target.assert_goes_on()?;
+        let before = belongings(&target)?;
+        for _ in 0..50 {
+            let answer = injected(&target)?;
+            answer.assert("PtraceWorks", &[]).context(mode)?;
+            let steps = answer.report["observations"]["steps"].to_string();
+            ensure!(
+                steps.contains("\"Connect\"") && steps.contains("\"Restore\""),
+                "{steps}"
+            );
+            target.assert_untraced()?;
+        }
+        ensure!(belongings(&target)? == before, "{mode}: {}", belongings(&target)?);
+        target.assert_goes_on().context(mode)?;
+    }
+    Ok(())
+}
+
+fn rejects(mode: &str, words: &[&str]) -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(&[mode])?;
+    // From outside nothing can be seen of it.
+    probe_target(&target)?.assert("PtraceWorks", &[])?;
+    injected(&target)?.assert("ParasiteRejected", words)?;
+    target.assert_untraced()?;
+    target.assert_goes_on()
+}
+
+#[test]
+fn a_target_that_may_map_no_more_rejects_what_criu_puts_into_it() -> Result<()> {
+    rejects("no-memory", &["mapping a file in memory as code", "ENOMEM"])
+}
+
+#[test]
+fn a_target_that_may_open_no_more_rejects_what_criu_puts_into_it() -> Result<()> {
+    rejects("no-files", &["memfd_create", "EMFILE"])
+}
+
+#[test]
+fn a_target_in_a_landlock_domain_without_abstract_sockets_rejects_what_criu_puts_into_it() -> Result<()> {
+    rejects("scoped", &["connecting to an abstract socket", "EPERM"])
+}
+
+#[test]
+fn nothing_is_executed_in_a_target_that_was_not_proved() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(&["plain"])?;
+    let _tracer = causes::tracer(target.pid())?;
+    let answer = injected(&target)?;
+    answer.assert("AlreadyTraced", &[])?;
+    let steps = answer.report["observations"]["steps"].to_string();
+    ensure!(!steps.contains("\"Inject\""), "{steps}");
+    Ok(())
+}
+
 // --- CRIU ----------------------------------------------------------------------------------------------------------
 
 #[test]

@@ -98,6 +98,7 @@ const ORDER: &[Reason] = &[
     Reason::PtraceStalled,
     Reason::PtraceDeniedUnexplained,
     Reason::PtraceOperationFailed,
+    Reason::ParasiteRejected,
     Reason::SeccompListenerNotRestorable,
     Reason::ProbeIncomplete,
     Reason::PtraceWorks,

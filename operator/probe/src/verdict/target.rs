@@ -213,6 +213,9 @@ fn step_of(seen: &Observations, process: &Process, record: &Record) -> Option<Fi
             pid,
             "PTRACE_O_SUSPEND_SECCOMP gave EINVAL",
         )),
+        (End::Errno(errno), Step::Inject | Step::MemFile | Step::MapCode | Step::Connect) => {
+            Some(rejected(process, record.step, *errno))
+        }
         (End::Errno(errno), Step::SuspendSeccomp | Step::SeccompFilter) => {
             Some(suspend_denied(seen, process, record.step, *errno))
         }
@@ -239,6 +242,28 @@ fn step_of(seen: &Observations, process: &Process, record: &Record) -> Option<Fi
         )),
         _ => None,
     }
+}
+
+/// What CRIU's code could not do in the target.
+fn rejected(process: &Process, step: Step, errno: i32) -> Finding {
+    let what = match step {
+        Step::MemFile => "memfd_create",
+        Step::MapCode => "mapping a file in memory as code",
+        Step::Connect => "connecting to an abstract socket",
+        _ => "a system call",
+    };
+    let label = process.label.as_deref().unwrap_or("none");
+    let evidence = format!(
+        "{what}, executed in process {}, gave {}; its security label is {label}",
+        process.pid,
+        error(errno)
+    );
+    fail(
+        "code in the target",
+        Reason::ParasiteRejected,
+        Some(process.pid),
+        evidence,
+    )
 }
 
 fn suspend_denied(seen: &Observations, process: &Process, step: Step, errno: i32) -> Finding {

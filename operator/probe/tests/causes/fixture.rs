@@ -18,6 +18,7 @@
 
 use std::ffi::CString;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -73,13 +74,19 @@ fn target(progress: &str, mode: &str, rest: &[&str]) {
         "pending-trap" => pending_trap(),
         "filtered" => let_be(filter(libc::SYS_acct, libc::SECCOMP_RET_ERRNO | 1, false)),
         "listener" => let_be(filter(libc::SYS_acct, libc::SECCOMP_RET_USER_NOTIF, true)),
+        "signals" => signals(),
+        "no-memory" => limit(libc::RLIMIT_AS, 1),
+        "no-files" => limit(libc::RLIMIT_NOFILE, 0),
+        "scoped" => scoped(),
         "mdwe" => assert_eq!(unsafe { libc::prctl(65, 1, 0, 0, 0) }, 0),
         "vfork" => vfork_parent(progress),
         "zombie-leader" => zombie_leader(progress),
         "exec" => blocked_exec(),
         other => panic!("no target {other}"),
     }
-    say_ready(&std::process::id().to_string());
+    if !matches!(mode, "no-memory" | "no-files") {
+        say_ready(&std::process::id().to_string());
+    }
     compute(progress);
 }
 
@@ -135,6 +142,7 @@ fn compute(progress: &str) {
         libc::timerfd_settime(timer, 0, &raw const spec, std::ptr::null_mut());
         libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, timer, &raw mut event);
     }
+    let notes = std::fs::File::create(progress).unwrap();
     let (mut sum, mut number) = (0u64, 0u64);
     loop {
         let mut fired = libc::epoll_event { events: 0, u64: 0 };
@@ -151,7 +159,9 @@ fn compute(progress: &str) {
         let n = u128::from(number);
         let expected = (n * (n + 1) * (2 * n + 1) / 6) as u64;
         let correct = sum == expected;
-        std::fs::write(progress, format!("{number} {correct}\n")).unwrap();
+        // Of one length, so that whoever reads never sees half of it.
+        let line = format!("{number:020} {correct:<5}\n");
+        notes.write_all_at(line.as_bytes(), 0).unwrap();
         COUNT.store(number, Ordering::Relaxed);
     }
 }
@@ -195,6 +205,60 @@ fn pending_trap() {
         libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
         libc::raise(libc::SIGTRAP);
     }
+}
+
+/// A signal every 100 us, handled.
+fn signals() {
+    extern "C" fn count(_signal: i32) {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+    let every = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 100,
+    };
+    let timer = libc::itimerval {
+        it_interval: every,
+        it_value: every,
+    };
+    unsafe {
+        libc::signal(libc::SIGALRM, count as *const () as usize);
+        libc::syscall(
+            libc::SYS_setitimer,
+            libc::ITIMER_REAL,
+            &raw const timer,
+            std::ptr::null_mut::<libc::itimerval>(),
+        );
+    }
+}
+
+/// A limit for the time after everything that the target itself needs has been made.
+fn limit(resource: libc::__rlimit_resource_t, value: u64) {
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        let limits = libc::rlimit {
+            rlim_cur: value,
+            rlim_max: value,
+        };
+        assert_eq!(unsafe { libc::setrlimit(resource, &raw const limits) }, 0);
+        say_ready(&std::process::id().to_string());
+        loop_forever();
+    });
+}
+
+/// A Landlock domain out of which no abstract socket can be reached, Landlock ABI 6.
+fn scoped() {
+    #[repr(C)]
+    struct Attributes {
+        files: u64,
+        network: u64,
+        scoped: u64,
+    }
+    let attributes = Attributes {
+        files: 0,
+        network: 0,
+        scoped: 1,
+    };
+    restrict((&raw const attributes).cast(), size_of::<Attributes>());
 }
 
 /// A parent that waits in vfork for a child which neither ends nor calls exec. The child is the one that computes.
@@ -322,18 +386,18 @@ fn landlock() -> i32 {
     }
     const REMOVE_DIR: u64 = 1 << 4;
     let attributes = Attributes { handled: REMOVE_DIR };
+    restrict((&raw const attributes).cast(), size_of::<Attributes>());
+    0
+}
+
+/// landlock_restrict_self(2) with an empty ruleset.
+fn restrict(attributes: *const libc::c_void, size: usize) {
     unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        let ruleset = libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            &raw const attributes,
-            size_of::<Attributes>(),
-            0,
-        );
+        let ruleset = libc::syscall(libc::SYS_landlock_create_ruleset, attributes, size, 0);
         assert!(ruleset >= 0, "no Landlock");
         assert_eq!(libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0), 0);
     }
-    0
 }
 
 /// A seccomp filter that does one thing about one system call, and lets everything else pass; the listener, if asked.
