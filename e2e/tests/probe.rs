@@ -9,7 +9,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use podcheckpoint_e2e::scenario::{IMAGE, KIND, Namespace, assert_condition, condition};
+use podcheckpoint_e2e::scenario::{
+    IMAGE, KIND, Namespace, assert_condition, assert_failed, assert_undisturbed, condition,
+};
 use podcheckpoint_e2e::{eventually, get, kubectl, on_node, put_program};
 use serde_json::{Value, json};
 
@@ -139,6 +141,32 @@ fn what_stands_in_the_way_of_ptrace_is_described_on_cgroup_v1() -> Result<()> {
 #[test]
 fn what_stands_in_the_way_of_ptrace_is_described_on_cgroup_v2() -> Result<()> {
     refuses_on("node2")
+}
+
+/// What only CRIU's own code meets, inside the target: the dump is tried, and afterwards the failed call is found.
+#[test]
+fn what_a_target_does_not_let_criu_do_inside_it_is_found_after_the_dump() -> Result<()> {
+    put_program("node1", "probe-fixture", PROGRAMS)?;
+    let namespace = Namespace::new("inside")?;
+    let cases = [("no-files", "memfd_create"), ("scoped", "abstract socket")];
+    for (mode, words) in cases {
+        fixture_pod(&namespace, "node1", mode)?;
+        ready(&namespace, mode)?;
+        let status = namespace.take(mode, json!({"sourcePodName": mode}))?;
+        assert_condition(&status, "PtraceValidated", "True", "PtraceWorks");
+        assert_failed(&status, "Dump", "ParasiteRejected");
+        assert_condition(&status, "SourceRunning", "True", "SourceRuns");
+        let message = status["failure"]["message"].as_str().unwrap_or_default();
+        ensure!(
+            message.contains(words) && message.contains("executed in process"),
+            "{message}"
+        );
+        assert_undisturbed(&pod_uid(&namespace, mode)?)?;
+        // What CRIU leaves in a process when it fails there does not make the next verdict another one.
+        let again = validate(&namespace, &format!("{mode}-again"), mode)?;
+        assert_condition(&again, "PtraceValidated", "True", "PtraceWorks");
+    }
+    Ok(())
 }
 
 #[test]

@@ -155,14 +155,15 @@ fn tree_by_parents(root: i32) -> Vec<i32> {
     found
 }
 
-/// The first address of code that is mapped from a file, from /proc/PID/maps: where CRIU puts its first instruction.
+/// The first address of code that is mapped from a file, from /proc/PID/maps: such as CRIU puts its first instruction at.
+/// Only private mappings: a shared one takes no words from a tracer, and a CRIU that failed leaves one behind.
 pub fn code_address(maps: &str) -> Option<usize> {
     maps.lines().find_map(|line| {
         let mut fields = line.split_whitespace();
         let (range, permissions) = (fields.next()?, fields.next()?);
         let path = fields.nth(3)?;
         let (start, _) = range.split_once('-')?;
-        (permissions.contains('x') && path.starts_with('/'))
+        (permissions.contains('x') && permissions.ends_with('p') && path.starts_with('/'))
             .then(|| usize::from_str_radix(start, 16).ok())
             .flatten()
     })
@@ -220,6 +221,8 @@ mod tests {
     fn code_is_found_in_the_first_mapping_of_a_file_that_may_be_executed() {
         let maps = "55d0-55d1 r--p 0 08:01 12 /bin/sh\n55d1-55e0 r-xp 1000 08:01 12 /bin/sh\n7f-80 r-xp 0 00:00 0 [vdso]\n";
         assert_eq!(code_address(maps), Some(0x55d1));
+        let left = format!("55a0-55b0 r-xs 0 00:01 9 /memfd:CRIUMFD (deleted)\n{maps}");
+        assert_eq!(code_address(&left), Some(0x55d1));
         assert_eq!(code_address("7f-80 r-xp 0 00:00 0\n"), None);
     }
 
