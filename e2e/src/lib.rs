@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod golden;
 pub mod restore;
 pub mod scenario;
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+pub use crate::golden::assert_described_as;
 use crate::restore::restore;
 use crate::{apply, eventually, get, kubectl, on_node};
 
