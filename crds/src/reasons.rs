@@ -617,6 +617,11 @@ reasons! {
             "Creating or syncing a file there failed; the message has the error.",
             "Make the folder of the chart value agent.archiveRoot writable for root on the node.",
         }
+        StorageStalled {
+            "The disk of the archive root does not answer: a network file system whose server is gone, a frozen file system, a full queue. CRIU would hang there with the pod frozen and its log empty.",
+            "Creating, syncing and deleting a small file there did not end within 5 s.",
+            "See what the disk waits for (`dmesg`, `findmnt -T /var/lib/podcheckpoint`, processes in state D), or move the archive root to a local disk with the chart value agent.archiveRoot.",
+        }
         ArchiveIncomplete {
             "The runtime reported success but the archive lacks parts, or cannot be read.",
             "The message names what is missing.",

@@ -15,7 +15,7 @@ use podcheckpoint_e2e::scenario::{
     COUNT, HEAVY, IMAGE, KIND, Namespace, OPERATOR, Undo, archive, assert_condition, assert_failed,
     assert_ready, assert_undisturbed, condition, document, without_agents,
 };
-use podcheckpoint_e2e::{apply, eventually, get, kubectl, kubectl_refused, on_node};
+use podcheckpoint_e2e::{apply, eventually, get, kubectl, kubectl_refused, on_node, on_node_with};
 use serde_json::{Value, json};
 
 /// A pod with one container, on node1.
@@ -471,6 +471,52 @@ fn an_archive_root_that_is_full_or_cannot_be_written_is_named_and_nothing_partia
     assert_failed(&status, "Inspect", "StorageNotWritable");
     assert!(message(&status).contains("Read-only file system"), "{status:#}");
     namespace.assert_source_went_on("small", "main")
+}
+
+/// An ext4 file system for a node that has no program to make one, as bytes.
+fn file_system() -> Result<Vec<u8>> {
+    let folder = tempfile::tempdir()?;
+    let image = folder.path().join("image");
+    let made = std::process::Command::new("mkfs.ext4")
+        .arg("-q")
+        .arg(&image)
+        .arg("256M")
+        .status()?;
+    ensure!(made.success(), "mkfs.ext4 ended with {made}");
+    // Nearly all of it is holes, which tar leaves out.
+    let packed = std::process::Command::new("tar")
+        .args(["-cSf", "-", "-C"])
+        .arg(folder.path())
+        .arg("image")
+        .output()?;
+    Ok(packed.stdout)
+}
+
+#[test]
+fn an_archive_root_whose_disk_hangs_is_named_and_the_agent_goes_on() -> Result<()> {
+    let namespace = Namespace::new("stalled-disk")?;
+    namespace.counter("counter", "node1")?;
+    let undo = "fsfreeze -u /var/lib/podcheckpoint 2>/dev/null; umount -l /var/lib/podcheckpoint; rm -f /var/lib/etcd/e2e.image; true";
+    let _undo = Undo(|| {
+        let _ = on_node("node1", undo);
+        let _ = without_agents();
+    });
+    let make = "cd /var/lib/etcd && tar -xSf - && mv image e2e.image && mount -o loop e2e.image /var/lib/podcheckpoint";
+    on_node_with("node1", make, &file_system()?)?;
+    without_agents()?;
+    assert_ready(
+        "node1",
+        &namespace.take("before", json!({"sourcePodName": "counter"}))?,
+    )?;
+    // A frozen file system makes whoever writes to it wait, as a dead server of a network file system does.
+    on_node("node1", "fsfreeze -f /var/lib/podcheckpoint")?;
+    let status = namespace.take("hangs", json!({"sourcePodName": "counter"}))?;
+    assert_failed(&status, "Inspect", "StorageStalled");
+    assert!(status["frozen"].is_null(), "frozen for what cannot work");
+    namespace.assert_source_went_on("counter", "main")?;
+    on_node("node1", "fsfreeze -u /var/lib/podcheckpoint")?;
+    let status = namespace.take("after", json!({"sourcePodName": "counter"}))?;
+    assert_ready("node1", &status)
 }
 
 #[test]

@@ -13,6 +13,7 @@ use podcheckpoint_crds::Reason;
 use sha2::{Digest, Sha256};
 
 use crate::criu::{DumpStats, parse_stats};
+use crate::journal::DISK;
 
 /// Largest metadata entry that is read into memory, in bytes.
 const METADATA_LIMIT: u64 = 4 << 20;
@@ -61,6 +62,12 @@ pub enum ArchiveError {
         /// Bytes that are needed.
         needed: u64,
     },
+    /// The disk did not answer in time.
+    #[error("{} did not take a small file within {} s", root.display(), DISK.as_secs())]
+    Stalled {
+        /// The archive root.
+        root: PathBuf,
+    },
 }
 
 impl ArchiveError {
@@ -72,6 +79,7 @@ impl ArchiveError {
             Self::Incomplete(_) | Self::Unreadable(_) => Reason::ArchiveIncomplete,
             Self::Identity { .. } => Reason::ArchiveIdentityMismatch,
             Self::Full { .. } => Reason::StorageFull,
+            Self::Stalled { .. } => Reason::StorageStalled,
         }
     }
 }

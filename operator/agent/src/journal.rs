@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use podcheckpoint_crds::{DeletionPolicy, PodCheckpointStatus};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,15 @@ pub struct TargetProcess {
     pub container_id: String,
     /// Its number on the node.
     pub pid: i32,
+}
+
+/// How long the archive root's disk may take to answer: one that hangs must not take the agent with it.
+pub const DISK: Duration = Duration::from_secs(5);
+
+/// Does something with a disk that may hang, aside. `None` when it has not ended in time; it then goes on by itself.
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let done = tokio::time::timeout(DISK, tokio::task::spawn_blocking(work)).await;
+    done.ok()?.ok()
 }
 
 /// The journal of one node.

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::archive::{self, ArchiveError, Identity, Verified};
 use crate::criu;
-use crate::journal::{Entry, Journal, TargetProcess};
+use crate::journal::{Entry, Journal, TargetProcess, aside};
 use crate::node::cgroup::{Control, Freezer};
 use crate::node::cri::{Container, Cri, CriError, Sandbox};
 use crate::node::kubelet::{Kubelet, KubeletError};
@@ -545,7 +545,7 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
     let plan = plan.map_err(|(reason, message)| stop(reason, message))?;
     report.status.method = Some(plan.method);
     report.status.consistency = Some(plan.consistency);
-    check_target(context, &plan, &subjects, report)?;
+    check_target(context, &plan, &subjects, report).await?;
     Ok(Inspection {
         started: SystemTime::now(),
         pod_uid: uid.to_owned(),
@@ -617,7 +617,7 @@ fn runtime_facts(cri: &Cri, sandbox: &Sandbox, subjects: &[Subject]) -> RuntimeF
 }
 
 /// What can be known to fail before anything is touched.
-fn check_target(
+async fn check_target(
     context: &Context,
     plan: &Plan,
     subjects: &[Subject],
@@ -627,8 +627,14 @@ fn check_target(
     // containerd's CRI plugin and the kubelet behind it write each page to images, to a content store's tar, back to
     // files and into the archive; Direct writes it once.
     let copies = if plan.method == Method::Direct { 1 } else { 4 };
-    let room = archive::prepare(&context.archive_root)
-        .and_then(|()| archive::check_room(&context.archive_root, memory, copies));
+    let root = context.archive_root.clone();
+    let check = move || archive::prepare(&root).and_then(|()| archive::check_room(&root, memory, copies));
+    let room = match aside(check).await {
+        Some(room) => room,
+        None => Err(ArchiveError::Stalled {
+            root: context.archive_root.clone(),
+        }),
+    };
     let evidence = room.as_ref().map_or_else(describe, |()| {
         format!("room for {} of memory", human_bytes(memory))
     });

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::capability;
-use crate::journal::{Entry, TargetProcess, write_synced};
+use crate::journal::{Entry, TargetProcess, aside, write_synced};
 use crate::node::cgroup::Freezer;
 use crate::node::process::Target;
 use crate::operation::{self, Context, remove_folder};
@@ -277,12 +277,20 @@ impl Agent {
         }
     }
 
-    fn known(&self, uid: &str, object: &PodCheckpoint) -> Known {
+    async fn known(&self, uid: &str, object: &PodCheckpoint) -> Known {
         let pod = source_uid(object);
-        let entry = self.context.journal.read(uid).unwrap_or_else(|error| {
-            tracing::error!(%error, "journal");
-            None
-        });
+        let (journal, of) = (self.context.journal.clone(), uid.to_owned());
+        let entry = match aside(move || journal.read(&of)).await {
+            Some(Ok(entry)) => entry,
+            Some(Err(error)) => {
+                tracing::error!(%error, "journal");
+                None
+            }
+            None => {
+                tracing::error!("the disk of the journal does not answer");
+                None
+            }
+        };
         Known {
             running: self.running.contains_key(uid),
             held: self
@@ -301,7 +309,7 @@ impl Agent {
     async fn consider(&mut self, object: PodCheckpoint) {
         let Some(uid) = object.uid() else { return };
         self.waiting.remove(&uid);
-        let decision = decide(&object, self.known(&uid, &object));
+        let decision = decide(&object, self.known(&uid, &object).await);
         if decision == Decision::Ignore {
             return;
         }
@@ -344,7 +352,13 @@ impl Agent {
             running.cancel.cancel();
             return;
         }
-        remove_orphan(&self.context, uid);
+        self.remove_orphan(uid.to_owned());
+    }
+
+    /// Beside the loop: a disk that hangs must not keep the agent from other objects.
+    fn remove_orphan(&self, uid: String) {
+        let context = self.context.clone();
+        tokio::task::spawn_blocking(move || remove_orphan(&context, &uid));
     }
 
     /// After a whole list: archives whose objects went away while no agent was here.
@@ -358,7 +372,7 @@ impl Agent {
             .filter_map(|folder| folder.file_name().into_string().ok())
         {
             if !self.listed.contains(&uid) && !self.running.contains_key(&uid) {
-                remove_orphan(&self.context, &uid);
+                self.remove_orphan(uid);
             }
         }
     }
@@ -424,7 +438,8 @@ async fn carry_out(
         Decision::Refuse => refuse(&mut report),
         Decision::Interrupted => {
             let entry = context.journal.read(&uid).ok().flatten();
-            remove_folder(&context.folder(&uid));
+            let folder = context.folder(&uid);
+            aside(move || remove_folder(&folder)).await;
             report.status.patches = object
                 .status
                 .as_ref()
@@ -449,7 +464,11 @@ async fn carry_out(
             security::report_restored(&mut report, &context.security.recovered(&uid));
         }
         Decision::Delete => {
-            remove_folder(&context.folder(&uid));
+            let folder = context.folder(&uid);
+            if aside(move || remove_folder(&folder)).await.is_none() {
+                tracing::error!("the disk does not answer; the archive is not deleted");
+                return false;
+            }
             take_over(object, &mut report);
             report.status.checkpoint_location = None;
             report.archive_state(ArchiveState::Deleted);
@@ -546,8 +565,11 @@ async fn deliver(client: &Client, context: &Context, object: &PodCheckpoint, rep
         result: Some(report.status.clone()),
         ..bare_entry(object)
     };
-    if let Err(error) = context.journal.write(&entry) {
-        tracing::error!(%error, "the result is not in the journal");
+    let journal = context.journal.clone();
+    match aside(move || journal.write(&entry)).await {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::error!(%error, "the result is not in the journal"),
+        None => tracing::error!("the disk of the journal does not answer"),
     }
     match report.publish(client).await {
         Ok(_) => {}
@@ -562,7 +584,8 @@ async fn deliver(client: &Client, context: &Context, object: &PodCheckpoint, rep
             return false;
         }
     }
-    if let Err(error) = context.journal.remove(&uid) {
+    let journal = context.journal.clone();
+    if let Some(Err(error)) = aside(move || journal.remove(&uid)).await {
         tracing::error!(%error, "journal");
     }
     true
