@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use podcheckpoint_e2e::golden::assert_described_as;
 use podcheckpoint_e2e::restore::restore;
 use podcheckpoint_e2e::scenario::{
     COUNT, HEAVY, IMAGE, KIND, Namespace, OPERATOR, archive, assert_condition, assert_ready, assert_restores,
@@ -88,6 +89,7 @@ fn each_method_takes_a_checkpoint_and_says_why_the_others_were_not_used() -> Res
         let status = namespace.take(&name, json!({"sourcePodName": "counter", "method": method}))?;
         assert_ready("node1", &status)?;
         assert_eq!(status["method"], method);
+        assert_described_as(&namespace.0, &name, &format!("success-{name}"))?;
         let skipped = status["skippedMethods"].as_array().map(Vec::len);
         assert_eq!(skipped, Some(3), "{status:#}");
         assert_restores(
@@ -196,6 +198,7 @@ fn a_target_that_cannot_be_checkpointed_ends_with_its_reason_and_a_remedy() -> R
     ];
     for (name, spec, reason) in cases {
         let status = namespace.take(name, spec)?;
+        assert_described_as(&namespace.0, name, &format!("target-{name}"))?;
         assert_condition(&status, "Stalled", "True", reason);
         assert_eq!(status["reason"], reason);
         assert!(
@@ -389,6 +392,7 @@ fn validate_only_takes_nothing() -> Result<()> {
     namespace.counter("counter", "node1")?;
     let status = namespace.take("look", json!({"sourcePodName": "counter", "validateOnly": true}))?;
     assert_condition(&status, "Ready", "True", "ValidationCompleted");
+    assert_described_as(&namespace.0, "look", "success-validate-only")?;
     assert!(
         status["checkpointLocation"].is_null() && status["frozen"].is_null(),
         "{status:#}"

@@ -11,6 +11,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use podcheckpoint_e2e::golden::assert_described_as;
 use podcheckpoint_e2e::scenario::{
     COUNT, HEAVY, IMAGE, KIND, Namespace, OPERATOR, Undo, archive, assert_condition, assert_failed,
     assert_ready, assert_undisturbed, condition, document, without_agents,
@@ -127,6 +128,7 @@ fn a_pod_that_cannot_be_a_source_is_refused_and_says_why() -> Result<()> {
     assert_eq!(containers, ["main"]);
     for (name, _, reason) in cases {
         assert_failed(&namespace.ended(name)?, "ResolveTarget", reason);
+        assert_described_as(n, name, &format!("source-{name}"))?;
     }
 
     // The checkpoint above has made sure that there is an agent.
@@ -256,6 +258,7 @@ fn what_criu_cannot_save_is_named_with_the_stage_and_the_whole_log() -> Result<(
         assert_failed(&status, "Dump", reason);
         assert_condition(&status, "Checkpointed", "False", reason);
         assert_condition(&status, "SourceRunning", "True", "SourceRuns");
+        assert_described_as(n, &name, &format!("unsavable-{name}"))?;
         let said = message(&status);
         assert!(said.contains(words) && said.contains("Error (criu/"), "{said}");
         assert!(
@@ -356,6 +359,7 @@ fn a_stopped_kubelet_does_not_stop_the_runtime_and_a_node_that_is_not_ready_is_n
         json!({"sourcePodName": "counter", "method": "Kubelet"}),
     )?;
     assert_failed(&status, "Dump", "KubeletUnreachable");
+    assert_described_as(&namespace.0, "kubelet", "kubelet-stopped")?;
     assert_condition(&status, "SourceRunning", "True", "SourceRuns");
     eventually(Duration::from_secs(60), || {
         let node: Value = serde_json::from_str(&kubectl(&["get", "node", "node1", "-o", "json"])?)?;
@@ -365,6 +369,7 @@ fn a_stopped_kubelet_does_not_stop_the_runtime_and_a_node_that_is_not_ready_is_n
     let begun = Instant::now();
     let status = namespace.take("not-ready", json!({"sourcePodName": "counter"}))?;
     assert_failed(&status, "ResolveTarget", "NodeNotReady");
+    assert_described_as(&namespace.0, "not-ready", "node-not-ready")?;
     ensure!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert_undisturbed(&uid(&namespace.0, "pod", "counter")?)?;
     drop(undo);
@@ -416,6 +421,7 @@ fn an_agent_whose_image_does_not_exist_is_said_at_once_and_not_waited_for() -> R
     let begun = Instant::now();
     let status = namespace.take("first", json!({"sourcePodName": "counter"}))?;
     assert_failed(&status, "StartAgent", "AgentImageUnavailable");
+    assert_described_as(&namespace.0, "first", "agent-image-missing")?;
     let said = message(&status);
     assert!(said.contains("localhost/podcheckpoint-agent:missing"), "{said}");
     ensure!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
@@ -465,10 +471,12 @@ fn an_archive_root_that_is_full_or_cannot_be_written_is_named_and_nothing_partia
     on_node("node1", "mount -o remount,size=20m /var/lib/podcheckpoint")?;
     let status = namespace.take("no-room", json!({"sourcePodName": "small"}))?;
     assert_failed(&status, "Inspect", "StorageFull");
+    assert_described_as(&namespace.0, "no-room", "storage-full")?;
     assert!(status["frozen"].is_null(), "frozen for what cannot work");
     on_node("node1", "mount -o remount,ro /var/lib/podcheckpoint")?;
     let status = namespace.take("read-only", json!({"sourcePodName": "small"}))?;
     assert_failed(&status, "Inspect", "StorageNotWritable");
+    assert_described_as(&namespace.0, "read-only", "storage-read-only")?;
     assert!(message(&status).contains("Read-only file system"), "{status:#}");
     namespace.assert_source_went_on("small", "main")
 }
@@ -512,6 +520,7 @@ fn an_archive_root_whose_disk_hangs_is_named_and_the_agent_goes_on() -> Result<(
     on_node("node1", "fsfreeze -f /var/lib/podcheckpoint")?;
     let status = namespace.take("hangs", json!({"sourcePodName": "counter"}))?;
     assert_failed(&status, "Inspect", "StorageStalled");
+    assert_described_as(&namespace.0, "hangs", "storage-stalled")?;
     assert!(status["frozen"].is_null(), "frozen for what cannot work");
     namespace.assert_source_went_on("counter", "main")?;
     on_node("node1", "fsfreeze -u /var/lib/podcheckpoint")?;
@@ -541,6 +550,7 @@ fn a_node_without_criu_without_its_runtimes_socket_or_with_a_runtime_that_has_no
         let name = format!("crun-{}", method.to_lowercase());
         let status = namespace.take(&name, json!({"sourcePodName": "crun", "method": method}))?;
         assert_failed(&status, "Dump", "OciRuntimeUnsupported");
+        assert_described_as(&namespace.0, &name, &name)?;
         assert_condition(&status, "SourceRunning", "True", "SourceRuns");
     }
     namespace.assert_source_went_on("crun", "main")?;
@@ -548,6 +558,7 @@ fn a_node_without_criu_without_its_runtimes_socket_or_with_a_runtime_that_has_no
     on_node("node1", "mv /usr/sbin/criu /usr/sbin/criu.e2e")?;
     let status = namespace.take("no-criu", json!({"sourcePodName": "counter"}))?;
     assert_failed(&status, "ValidatePtrace", "CriuMissing");
+    assert_described_as(&namespace.0, "no-criu", "criu-missing")?;
     on_node("node1", "mv /usr/sbin/criu.e2e /usr/sbin/criu")?;
     assert_ready(
         "node1",
@@ -560,6 +571,7 @@ fn a_node_without_criu_without_its_runtimes_socket_or_with_a_runtime_that_has_no
     )?;
     let status = namespace.take("no-socket", json!({"sourcePodName": "counter"}))?;
     assert_failed(&status, "Inspect", "RuntimeNotFound");
+    assert_described_as(&namespace.0, "no-socket", "runtime-not-found")?;
     assert!(
         message(&status).contains("/run/containerd/containerd.sock: does not exist"),
         "{status:#}"

@@ -7,6 +7,7 @@
 )]
 
 use anyhow::{Result, ensure};
+use podcheckpoint_e2e::golden::assert_described_as;
 use podcheckpoint_e2e::scenario::{
     Namespace, assert_condition, assert_failed, assert_ready, assert_undisturbed, without_agents,
 };
@@ -27,6 +28,7 @@ fn an_old_criu_is_refused_before_the_pod_is_frozen_and_an_old_containerd_is_got_
         json!({"sourcePodName": "counter", "method": "Direct"}),
     )?;
     assert_failed(&status, "ValidatePtrace", "CriuKernelMismatch");
+    assert_described_as(&namespace.0, "old-criu", "criu-too-old")?;
     assert_condition(&status, "SourceRunning", "True", "SourceRuns");
     ensure!(
         status["frozen"].is_null(),
@@ -46,6 +48,7 @@ fn an_old_criu_is_refused_before_the_pod_is_frozen_and_an_old_containerd_is_got_
         let name = format!("old-containerd-{}", method.to_lowercase());
         let status = namespace.take(&name, json!({"sourcePodName": "counter", "method": method}))?;
         assert_failed(&status, "Inspect", "RuntimeTooOld");
+        assert_described_as(&namespace.0, &name, &name)?;
     }
     let status = namespace.take("auto", json!({"sourcePodName": "counter"}))?;
     assert_ready("node1", &status)?;
