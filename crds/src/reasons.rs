@@ -469,9 +469,9 @@ reasons! {
         }
         BpfLsmDenied {
             "A BPF program attached to the kernel's security hooks seems to deny ptrace; Tetragon and KubeArmor do such things.",
-            "Everything else allows it, and BPF programs of the type LSM are loaded.",
+            "Everything else allows it, and a BPF program sits on the hook for ptrace or on the one for capabilities (before kernel 6.0: on any hook); the finding has its name and number.",
             "Exempt the tracer in the policy of the tool that loaded the program.",
-            confirm: "`bpftool prog list type lsm`",
+            confirm: "`bpftool prog show id ID; bpftool link`",
             affects: "What that policy protects.",
         }
         LandlockDenied {

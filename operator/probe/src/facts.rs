@@ -5,9 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::btf;
 use crate::child;
 use crate::freezer::Freezer;
-use crate::observation::{Kernel, Process, Thread, Tracer, UserNamespace};
+use crate::observation::{Kernel, LsmProgram, Process, Thread, Tracer, UserNamespace};
 use crate::proc::{self, Status};
 use crate::sys;
 
@@ -55,7 +56,7 @@ pub fn kernel() -> Kernel {
         // Current and pending value.
         selinux_deny_ptrace: flag("/sys/fs/selinux/booleans/deny_ptrace"),
         landlock_abi: sys::landlock_abi(),
-        bpf_lsm_programs: sys::bpf_lsm_programs().ok(),
+        bpf_lsm: bpf_lsm(),
         features: features(),
     }
 }
@@ -70,6 +71,23 @@ fn security_modules() -> Option<Vec<String>> {
         )
     };
     sys::security_modules().ok().or_else(listed)
+}
+
+/// The BPF programs on security hooks, with the name of the hook where both the kernel and its BTF tell it.
+fn bpf_lsm() -> Option<Vec<LsmProgram>> {
+    let programs = sys::bpf_lsm_programs().ok()?;
+    let btf = if programs.is_empty() {
+        Vec::new()
+    } else {
+        fs::read(btf::KERNEL).unwrap_or_default()
+    };
+    let of = |number| btf::functions(&btf).find(|(id, _)| *id == number);
+    let named = |program: sys::LsmProgram| LsmProgram {
+        hook: of(program.hook).map(|(_, name)| name.to_owned()),
+        id: program.id,
+        name: program.name,
+    };
+    Some(programs.into_iter().map(named).collect())
 }
 
 /// The word in brackets: `none [integrity] confidentiality`.

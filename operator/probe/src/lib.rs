@@ -4,6 +4,7 @@
 //! Observing ([`ladder`], [`facts`]) and judging ([`verdict`]) are apart: observations are plain data, the verdict is a
 //! pure function of them.
 
+pub mod btf;
 pub mod child;
 pub mod criu;
 pub mod facts;

@@ -52,10 +52,22 @@ pub struct Kernel {
     pub selinux_deny_ptrace: Option<bool>,
     /// Version of Landlock's interface, 0 without Landlock.
     pub landlock_abi: i32,
-    /// Loaded BPF programs of the type LSM, `None` when they could not be counted.
-    pub bpf_lsm_programs: Option<usize>,
+    /// Loaded BPF programs of the type LSM, `None` when they could not be listed.
+    pub bpf_lsm: Option<Vec<LsmProgram>>,
     /// What CRIU needs of the kernel, found out by using it: false is missing.
     pub features: BTreeMap<String, bool>,
+}
+
+/// A BPF program that sits on one of the kernel's security hooks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LsmProgram {
+    /// Its number.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// The function of the kernel that it sits on, where the kernel tells.
+    pub hook: Option<String>,
 }
 
 /// The probe as a tracer.

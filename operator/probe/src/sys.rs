@@ -490,13 +490,21 @@ pub fn landlock_abi() -> i32 {
     i32::try_from(abi).unwrap_or(0).max(0)
 }
 
-/// How many BPF programs of the type LSM are loaded, bpf(2).
-pub fn bpf_lsm_programs() -> Result<usize, Errno> {
+/// A loaded BPF program of the type LSM.
+pub struct LsmProgram {
+    /// Its number.
+    pub id: u32,
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// Number in the kernel's BTF of the function that it sits on; 0 before kernel 6.0, which does not tell.
+    pub hook: u32,
+}
+
+/// The BPF programs of the type LSM that are loaded, bpf(2).
+pub fn bpf_lsm_programs() -> Result<Vec<LsmProgram>, Errno> {
     const PROG_GET_NEXT_ID: c_long = 11;
     const PROG_GET_FD_BY_ID: c_long = 13;
-    const OBJ_GET_INFO_BY_FD: c_long = 15;
-    const TYPE_LSM: u32 = 29;
-    let mut found = 0;
+    let mut found = Vec::new();
     let mut id = 0u32;
     loop {
         let mut attributes = [0u32; 32];
@@ -515,17 +523,32 @@ pub fn bpf_lsm_programs() -> Result<usize, Errno> {
         let Ok(program) = bpf(PROG_GET_FD_BY_ID, &mut attributes).and_then(owned) else {
             continue;
         };
-        let mut info = [0u32; 64];
-        let mut attributes = [0u32; 32];
-        attributes[0] = program.as_raw_fd().cast_unsigned();
-        attributes[1] = 256;
-        let address = (info.as_mut_ptr() as u64).to_ne_bytes();
-        let [a, b, c, d, e, f, g, h] = address;
-        attributes[2] = u32::from_ne_bytes([a, b, c, d]);
-        attributes[3] = u32::from_ne_bytes([e, f, g, h]);
-        bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
-        found += usize::from(info[0] == TYPE_LSM);
+        found.extend(lsm_program(&program)?);
     }
+}
+
+/// `None` for a program of another type.
+fn lsm_program(program: &OwnedFd) -> Result<Option<LsmProgram>, Errno> {
+    const OBJ_GET_INFO_BY_FD: c_long = 15;
+    const TYPE_LSM: u32 = 29;
+    // struct bpf_prog_info, include/uapi/linux/bpf.h: the type, the number, ..., the name in words 16 to 19, ..., the
+    // hook in word 56.
+    let mut info = [0u32; 64];
+    let mut attributes = [0u32; 32];
+    attributes[0] = program.as_raw_fd().cast_unsigned();
+    attributes[1] = 256;
+    let address = (info.as_mut_ptr() as u64).to_ne_bytes();
+    let [a, b, c, d, e, f, g, h] = address;
+    attributes[2] = u32::from_ne_bytes([a, b, c, d]);
+    attributes[3] = u32::from_ne_bytes([e, f, g, h]);
+    bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    let name = info.iter().skip(16).take(4).flat_map(|word| word.to_ne_bytes());
+    let name: Vec<u8> = name.take_while(|byte| *byte != 0).collect();
+    Ok((info[0] == TYPE_LSM).then(|| LsmProgram {
+        id: info[1],
+        name: String::from_utf8_lossy(&name).into_owned(),
+        hook: info[56],
+    }))
 }
 
 fn bpf(command: c_long, attributes: &mut [u32; 32]) -> Result<i64, Errno> {

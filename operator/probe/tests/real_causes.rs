@@ -12,6 +12,7 @@ mod causes;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use causes::{Cgroup, Target, can, is_root, probe};
@@ -204,6 +205,44 @@ fn a_tracer_without_the_capability_cannot_trace_another_user() -> Result<()> {
 #[test]
 fn a_landlocked_tracer_is_named() -> Result<()> {
     under("landlock", &["plain"], "LandlockDenied", &["Landlock (ABI"])
+}
+
+#[test]
+fn a_bpf_program_that_denies_is_named_with_its_hook() -> Result<()> {
+    let words = ["EPERM", "deny_tracing (id ", "on bpf_lsm_ptrace_access_check"];
+    if !is_root() {
+        return Ok(());
+    }
+    let Some(missing) = missing_for_bpf_lsm()? else {
+        return under("bpf-lsm", &["plain"], "BpfLsmDenied", &words);
+    };
+    match causes::guest::probe("bpf-lsm")? {
+        Some(answer) => answer.assert("BpfLsmDenied", &words),
+        None => {
+            can(&missing, false);
+            Ok(())
+        }
+    }
+}
+
+/// What this machine lacks for such a program. Hardened kernels refuse its type even to root.
+fn missing_for_bpf_lsm() -> Result<Option<String>> {
+    let modules = podcheckpoint_probe::sys::security_modules().unwrap_or_default();
+    if !modules.iter().any(|name| name == "bpf") {
+        return Ok(Some("bpf among the kernel's active security modules".into()));
+    }
+    if !Path::new(podcheckpoint_probe::btf::KERNEL).exists() {
+        return Ok(Some(format!(
+            "the kernel's BTF in {}",
+            podcheckpoint_probe::btf::KERNEL
+        )));
+    }
+    let tried = Command::new(causes::FIXTURE)
+        .args(["under", "bpf-lsm", "true"])
+        .output()?;
+    // Any other failure is the fixture's own, and fails the test.
+    let refused = String::from_utf8_lossy(&tried.stderr).contains("bpf 5: Operation not permitted");
+    Ok(refused.then(|| "a kernel that lets root load BPF programs of the type LSM".into()))
 }
 
 // --- the target's side ---------------------------------------------------------------------------------------------

@@ -152,12 +152,13 @@ pub(super) fn security_module(seen: &Observations, process: Option<&Process>) ->
             format!("tracer {label}, target {theirs}; no denial was found in the kernel's log"),
         ));
     }
-    if kernel.bpf_lsm_programs.is_some_and(|count| count > 0) {
+    let programs = bpf_programs(seen);
+    if !programs.is_empty() {
         return Some((
             Reason::BpfLsmDenied,
             format!(
-                "{} BPF program(s) of the type LSM are loaded",
-                kernel.bpf_lsm_programs.unwrap_or(0)
+                "BPF programs are loaded that may deny it: {}",
+                programs.join(", ")
             ),
         ));
     }
@@ -169,6 +170,25 @@ pub(super) fn security_module(seen: &Observations, process: Option<&Process>) ->
         let why = format!("the probe's own child can be traced, every other cause is ruled out, and Landlock (ABI {}) is active", kernel.landlock_abi);
         (Reason::LandlockDenied, why)
     })
+}
+
+/// BPF programs that can deny ptrace: those on its hook or on the one for capabilities, and those of which the kernel
+/// does not tell where they sit. systemd, for one, has a program on another hook.
+fn bpf_programs(seen: &Observations) -> Vec<String> {
+    let suspect = |hook: Option<&str>| {
+        matches!(
+            hook,
+            None | Some("bpf_lsm_ptrace_access_check" | "bpf_lsm_capable")
+        )
+    };
+    let programs = seen.kernel.bpf_lsm.iter().flatten();
+    programs
+        .filter(|program| suspect(program.hook.as_deref()))
+        .map(|program| {
+            let hook = program.hook.as_deref().unwrap_or("a hook that is not told");
+            format!("{} (id {}) on {hook}", program.name, program.id)
+        })
+        .collect()
 }
 
 pub(super) fn has(capabilities: u64) -> bool {
@@ -184,4 +204,30 @@ pub(super) fn is_access(step: Step) -> bool {
 
 pub(super) fn denies(errno: i32) -> bool {
     matches!(errno, libc::EPERM | libc::EACCES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observation::LsmProgram;
+
+    #[test]
+    fn only_a_program_that_can_deny_ptrace_is_blamed() {
+        let mut seen = Observations::default();
+        let program = |hook: Option<&str>| LsmProgram {
+            id: 7,
+            name: "x".into(),
+            hook: hook.map(str::to_owned),
+        };
+        seen.kernel.bpf_lsm = Some(vec![program(Some("bpf_lsm_file_open"))]);
+        assert_eq!(bpf_programs(&seen), [""; 0]);
+        seen.kernel.bpf_lsm = Some(vec![program(None), program(Some("bpf_lsm_ptrace_access_check"))]);
+        assert_eq!(
+            bpf_programs(&seen),
+            [
+                "x (id 7) on a hook that is not told",
+                "x (id 7) on bpf_lsm_ptrace_access_check"
+            ]
+        );
+    }
 }

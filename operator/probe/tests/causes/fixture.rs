@@ -2,7 +2,8 @@
 //!
 //! `probe-fixture target PROGRESS MODE...` is a target: it computes, waits in epoll for a timer, and writes to the file
 //! PROGRESS how far it is; it prints `ready` once the cause is there. `probe-fixture under FILTER PROGRAM ARG...` runs
-//! a program (the probe) in a context that is the cause.
+//! a program (the probe) in a context that is the cause. Without an argument it is the first process of a guest and does
+//! both there.
 #![allow(
     unsafe_code,
     missing_docs,
@@ -17,10 +18,10 @@
 )]
 
 use std::ffi::CString;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -30,7 +31,10 @@ static STOP: AtomicBool = AtomicBool::new(false);
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match words[1] {
+    let Some(mode) = words.get(1) else {
+        return first_process();
+    };
+    match *mode {
         "target" => target(words[2], words[3], &words[4..]),
         "under" => under(words[2], &words[3..]),
         "trace" => trace(words[2].parse().unwrap()),
@@ -337,6 +341,43 @@ fn trace(tid: i32) {
     loop_forever();
 }
 
+/// Runs the probe on a target in a guest, tells about both on the console, and ends the guest. The context is a word
+/// of the kernel's command line, which becomes its environment.
+fn first_process() {
+    for (kind, place) in [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (c"devtmpfs", c"/dev")] {
+        let result =
+            unsafe { libc::mount(kind.as_ptr(), place.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+        assert_eq!(result, 0, "{place:?}");
+    }
+    let mut target = Command::new("/init")
+        .args(["target", "/progress", "plain"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(target.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let pid = line.strip_prefix("ready ").unwrap().trim();
+    let context = std::env::var("context").unwrap();
+    let status = Command::new("/init")
+        .args(["under", &context, "/probe", "--json", "--pid", pid])
+        .status();
+    println!("{status:?}");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    println!("untraced {}", status.contains("TracerPid:\t0"));
+    let progress = || std::fs::read_to_string("/progress").unwrap_or_default();
+    let before = progress();
+    let on = (0..500).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = progress();
+        now != before && now.ends_with("true\n")
+    });
+    println!("goes on {on}");
+    target.kill().and_then(|()| target.wait()).unwrap();
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+}
+
 // --- contexts of the tracer ----------------------------------------------------------------------------------------
 
 fn under(context: &str, command: &[&str]) {
@@ -372,6 +413,7 @@ fn under(context: &str, command: &[&str]) {
             result
         }
         "landlock" => landlock(),
+        "bpf-lsm" => bpf_lsm(),
         other => panic!("no context {other}"),
     };
     let error = Command::new(command[0]).args(&command[1..]).exec();
@@ -398,6 +440,61 @@ fn restrict(attributes: *const libc::c_void, size: usize) {
         assert!(ruleset >= 0, "no Landlock");
         assert_eq!(libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0), 0);
     }
+}
+
+/// Denies ptrace to itself and to what it starts by a BPF program on the kernel's hook for it. To nobody else: the
+/// program denies to one group only, which nobody else is in. It goes with the last of them, who alone hold its link.
+fn bpf_lsm() -> i32 {
+    const GROUP: u32 = 0x7072_6f62;
+    const HOOK: &str = "bpf_lsm_ptrace_access_check";
+    let (prog_load, link_create, type_lsm, lsm_mac) = (5, 28, 29, 27);
+    // struct bpf_insn: u8 code, u8 registers, i16 offset, i32 immediate. All of it is about register 0.
+    let instruction = |code: u64, offset: u64, immediate: i32| {
+        code | offset << 16 | u64::from(immediate.cast_unsigned()) << 32
+    };
+    let program = [
+        instruction(0x85, 0, 15),                  // call bpf_get_current_uid_gid
+        instruction(0x77, 0, 32),                  // the group is the upper half
+        instruction(0x15, 2, GROUP.cast_signed()), // if it is the one, go to -EPERM
+        instruction(0xb7, 0, 0),                   // 0
+        instruction(0x95, 0, 0),                   // exit
+        instruction(0xb7, 0, -libc::EPERM),        // -EPERM
+        instruction(0x95, 0, 0),                   // exit
+    ];
+    let btf = std::fs::read(podcheckpoint_probe::btf::KERNEL).unwrap();
+    let hook = podcheckpoint_probe::btf::functions(&btf).find(|(_, name)| *name == HOOK);
+    // union bpf_attr, include/uapi/linux/bpf.h.
+    let mut load = [0u8; 120];
+    put(&mut load, 0, &[type_lsm, program.len() as u32]);
+    put(&mut load, 8, &words(program.as_ptr() as u64));
+    put(&mut load, 16, &words(c"GPL".as_ptr() as u64));
+    load[48..60].copy_from_slice(b"deny_tracing");
+    put(&mut load, 68, &[lsm_mac]);
+    put(&mut load, 108, &[hook.unwrap().0]);
+    let loaded = bpf(prog_load, &load);
+    let mut create = [0u8; 64];
+    put(&mut create, 0, &[loaded, 0, lsm_mac]);
+    let link = bpf(link_create, &create);
+    unsafe {
+        assert_eq!(libc::fcntl(link as i32, libc::F_SETFD, 0), 0);
+        libc::setgid(GROUP)
+    }
+}
+
+fn bpf(command: i64, attributes: &[u8]) -> u32 {
+    let size = attributes.len();
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size) };
+    assert!(result >= 0, "bpf {command}: {}", std::io::Error::last_os_error());
+    result as u32
+}
+
+fn put(attributes: &mut [u8], at: usize, values: &[u32]) {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+    attributes[at..at + bytes.len()].copy_from_slice(&bytes);
+}
+
+fn words(number: u64) -> [u32; 2] {
+    [number as u32, (number >> 32) as u32]
 }
 
 /// A seccomp filter that does one thing about one system call, and lets everything else pass; the listener, if asked.

@@ -1,5 +1,7 @@
 //! Real causes for the tests: each is made on the real kernel, and what was made ends with the value.
 
+pub mod guest;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
