@@ -518,8 +518,8 @@ reasons! {
         }
         TargetPidNotVisible {
             "There is no such process in the probe's process namespace.",
-            "/proc has no such number.",
-            "Run the probe in the host's process namespace (`hostPID: true`), and give the number that the process has there.",
+            "/proc has no such number. The finding says whether the probe is outside the machine's first process namespace, and which processes have that number in a namespace of their own.",
+            "If the probe is in a namespace of its own, run it in the host's (`hostPID: true`), and give the number that the process has there. If the number was read in a container, give the one in the finding. Otherwise the process has ended.",
             confirm: "`grep NSpid /proc/*/status`",
             affects: "The tracer's own pod.",
         }

@@ -8,12 +8,14 @@ use std::time::Duration;
 use crate::btf;
 use crate::child;
 use crate::freezer::Freezer;
-use crate::observation::{Kernel, LsmProgram, Process, Thread, Tracer, UserNamespace};
+use crate::observation::{Kernel, LsmProgram, Namesake, Process, Thread, Tracer, UserNamespace};
 use crate::proc::{self, Status};
 use crate::sys;
 
 /// Bit of CAP_SYS_PTRACE, capabilities(7).
 pub const CAP_SYS_PTRACE: u64 = 1 << 19;
+/// `PROC_PID_INIT_INO`, include/linux/proc_ns.h: it is the same on every kernel.
+const INITIAL_PROCESS_NAMESPACE: u64 = 0xefff_fffc;
 /// How long a read that may block gets.
 const READ: Duration = Duration::from_millis(100);
 /// A thread that is uninterruptible for all of this time is called so; shorter waits for a disk are ordinary.
@@ -133,6 +135,9 @@ pub fn tracer() -> Tracer {
         capabilities: status.capabilities,
         seccomp: status.seccomp,
         initial_user_namespace: is_initial(&text("/proc/self/uid_map").unwrap_or_default()),
+        initial_process_namespace: fs::metadata("/proc/self/ns/pid")
+            .ok()
+            .map(|m| m.ino() == INITIAL_PROCESS_NAMESPACE),
         label: label("self"),
     }
 }
@@ -165,6 +170,27 @@ pub fn processes(roots: &[i32]) -> Vec<Process> {
     pids.into_iter()
         .filter_map(|(pid, root)| process(pid, root))
         .collect()
+}
+
+/// Who has the number of a target that is not there in a namespace of its own: it may have been read in a container.
+pub fn namesakes(targets: &[i32]) -> Vec<Namesake> {
+    let missing: Vec<i32> = targets
+        .iter()
+        .copied()
+        .filter(|pid| proc::status(*pid).is_none())
+        .collect();
+    let pids = if missing.is_empty() {
+        Vec::new()
+    } else {
+        proc::all()
+    };
+    let namesake = |pid: i32| {
+        let status = proc::status(pid)?;
+        let own = status.nested_pid.filter(|own| missing.contains(own))?;
+        let comm = status.comm;
+        Some(Namesake { own, pid, comm })
+    };
+    pids.into_iter().filter_map(namesake).take(NOTABLE).collect()
 }
 
 /// `None` when it is gone or not visible.

@@ -55,6 +55,7 @@ pub fn climb(request: &Request, tell: &mut dyn FnMut(Event<'_>)) -> Result<Obser
             tracer: facts::tracer(),
             targets: request.targets.clone(),
             processes: facts::processes(&request.targets),
+            namesakes: facts::namesakes(&request.targets),
             ..Observations::default()
         },
         tell,

@@ -18,6 +18,8 @@ pub struct Observations {
     pub targets: Vec<i32>,
     /// The target's processes, before anything was done to them.
     pub processes: Vec<Process>,
+    /// Processes that are not a target, and have the number of one that is missing in a namespace of their own.
+    pub namesakes: Vec<Namesake>,
     /// What was tried, in order.
     pub steps: Vec<Record>,
     /// Lines of the kernel's log, written during the run, in which it says that it denied something.
@@ -84,8 +86,22 @@ pub struct Tracer {
     pub seccomp: u8,
     /// Its user namespace is the initial one.
     pub initial_user_namespace: bool,
+    /// Its process namespace is the machine's first one, `None` when that could not be read.
+    pub initial_process_namespace: Option<bool>,
     /// AppArmor or SELinux label.
     pub label: Option<String>,
+}
+
+/// A process with another number in its own namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Namesake {
+    /// Number in its own namespace.
+    pub own: i32,
+    /// Number in the probe's namespace.
+    pub pid: i32,
+    /// Name.
+    pub comm: String,
 }
 
 /// One process of the target.

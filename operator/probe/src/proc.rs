@@ -26,6 +26,8 @@ pub struct Status {
     pub session: Option<i32>,
     /// It lives in a process namespace below the reader's.
     pub nested: bool,
+    /// Its number in that namespace.
+    pub nested_pid: Option<i32>,
 }
 
 /// SIGTRAP's bit in a signal set.
@@ -39,7 +41,8 @@ impl Status {
                 .find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(str::trim))
         };
         let hex = |key: &str| field(key).and_then(|value| u64::from_str_radix(value, 16).ok());
-        let sessions: Vec<&str> = field("NSsid").unwrap_or_default().split_whitespace().collect();
+        let all = |key: &str| -> Vec<&str> { field(key).unwrap_or_default().split_whitespace().collect() };
+        let (sessions, numbers) = (all("NSsid"), all("NSpid"));
         Some(Self {
             comm: field("Name").unwrap_or_default().to_owned(),
             state: field("State")?.chars().next()?,
@@ -53,6 +56,7 @@ impl Status {
             trap_pending: (hex("SigPnd").unwrap_or(0) | hex("ShdPnd").unwrap_or(0)) & TRAP != 0,
             session: sessions.last().and_then(|v| v.parse().ok()),
             nested: sessions.len() > 1,
+            nested_pid: numbers.get(1..).and_then(|nested| nested.last()?.parse().ok()),
         })
     }
 }
@@ -115,6 +119,11 @@ fn numbers(folder: &str) -> Vec<i32> {
         .collect()
 }
 
+/// Every process.
+pub fn all() -> Vec<i32> {
+    numbers("/proc")
+}
+
 /// A process and everything below it, parents first.
 pub fn tree(root: i32) -> Vec<i32> {
     let mut found = vec![root];
@@ -137,7 +146,7 @@ pub fn tree(root: i32) -> Vec<i32> {
 }
 
 fn tree_by_parents(root: i32) -> Vec<i32> {
-    let parents: Vec<(i32, i32)> = numbers("/proc")
+    let parents: Vec<(i32, i32)> = all()
         .into_iter()
         .filter_map(|pid| Some((pid, stat(pid)?.parent)))
         .collect();
@@ -191,7 +200,7 @@ pub fn syscall_number(text: &str) -> Option<i64> {
 mod tests {
     use super::*;
 
-    const STATUS: &str = "Name:\tsh\nState:\tS (sleeping)\nTgid:\t7\nTracerPid:\t12\nUid:\t1000\t1001\t1000\t1000\nNSsid:\t900\t0\nSigPnd:\t0000000000000010\nShdPnd:\t0000000000000000\nCapEff:\t0000000000080000\nSeccomp:\t2\n";
+    const STATUS: &str = "Name:\tsh\nState:\tS (sleeping)\nTgid:\t7\nTracerPid:\t12\nUid:\t1000\t1001\t1000\t1000\nNSpid:\t77\t7\nNSsid:\t900\t0\nSigPnd:\t0000000000000010\nShdPnd:\t0000000000000000\nCapEff:\t0000000000080000\nSeccomp:\t2\n";
 
     #[test]
     fn a_status_is_read_field_by_field() {
@@ -202,6 +211,7 @@ mod tests {
         );
         assert!(status.trap_pending && status.nested);
         assert_eq!((status.session, status.capabilities), (Some(0), 1 << 19));
+        assert_eq!(status.nested_pid, Some(7));
     }
 
     #[test]

@@ -298,6 +298,44 @@ fn a_process_that_does_not_exist_is_named() -> Result<()> {
 }
 
 #[test]
+fn a_probe_in_a_process_namespace_of_its_own_says_that_it_cannot_see_out() -> Result<()> {
+    let words = [
+        "/proc has no process",
+        "the probe is not in the machine's first process namespace",
+    ];
+    under("process-namespace", &["plain"], "TargetPidNotVisible", &words)
+}
+
+#[test]
+fn a_number_that_was_read_in_a_container_is_told_with_the_right_one() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(&["process-namespace"])?;
+    let status = fs::read_to_string(format!("/proc/{}/status", target.pid()))?;
+    let numbers = status
+        .lines()
+        .find(|line| line.starts_with("NSpid:"))
+        .unwrap_or_default();
+    let own = numbers
+        .split_whitespace()
+        .nth(2)
+        .context("it is in no namespace of its own")?;
+    if !can(
+        "a number that nobody has",
+        !Path::new(&format!("/proc/{own}")).exists(),
+    ) {
+        return Ok(());
+    }
+    probe_target(&target)?.assert("PtraceWorks", &["1 thread(s) of 1 process(es)"])?;
+    let right = format!("process {} (probe-fixture) has this number", target.pid());
+    let answer = probe(None, &["--pid", own])?;
+    answer.assert("TargetPidNotVisible", &[&format!("no process {own};"), &right])?;
+    target.assert_untraced()?;
+    target.assert_goes_on()
+}
+
+#[test]
 fn a_thread_of_the_kernel_is_named() -> Result<()> {
     if !can(
         "kthreadd",

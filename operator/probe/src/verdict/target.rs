@@ -21,10 +21,31 @@ pub(super) fn missing_targets(seen: &Observations) -> Vec<Finding> {
                 "target",
                 Reason::TargetPidNotVisible,
                 Some(*pid),
-                format!("/proc has no process {pid}"),
+                not_visible(seen, *pid),
             )
         })
         .collect()
+}
+
+/// Whether it is the probe that is in the wrong namespace, or the number that is of another one.
+fn not_visible(seen: &Observations, pid: i32) -> String {
+    let namesakes = seen.namesakes.iter().filter(|other| other.own == pid);
+    let namesakes = namesakes.map(|other| {
+        format!(
+            "; process {} ({}) has this number in a namespace of its own",
+            other.pid, other.comm
+        )
+    });
+    let nested = match seen.tracer.initial_process_namespace {
+        Some(false) => {
+            "; the probe is not in the machine's first process namespace, and sees only what is in its own"
+        }
+        _ => "",
+    };
+    format!(
+        "/proc has no process {pid}{nested}{}",
+        namesakes.collect::<String>()
+    )
 }
 
 /// What follows from the facts alone.

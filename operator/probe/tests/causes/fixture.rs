@@ -84,6 +84,7 @@ fn target(progress: &str, mode: &str, rest: &[&str]) {
         "scoped" => scoped(),
         "mdwe" => assert_eq!(unsafe { libc::prctl(65, 1, 0, 0, 0) }, 0),
         "vfork" => vfork_parent(progress),
+        "process-namespace" => process_namespace(progress),
         "zombie-leader" => zombie_leader(progress),
         "exec" => blocked_exec(),
         other => panic!("no target {other}"),
@@ -278,6 +279,30 @@ fn vfork_parent(progress: &str) -> ! {
     unreachable!()
 }
 
+/// A process in a namespace of its own, where it has a number that nobody has outside: the greatest.
+fn process_namespace(progress: &str) -> ! {
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWPID) }, 0);
+    child(|| {
+        let greatest: i32 = std::fs::read_to_string("/proc/sys/kernel/pid_max")
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        // Of the namespace of whoever writes it; the next one is greater by one.
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (greatest - 2).to_string()).unwrap();
+        child(|| {
+            // As runtimes do; a session from outside would be another cause.
+            unsafe { libc::setsid() };
+            // /proc is still that of the outer namespace.
+            say_ready(std::fs::read_link("/proc/self").unwrap().to_str().unwrap());
+            compute(progress);
+        });
+        loop_forever();
+    });
+    loop_forever();
+    unreachable!()
+}
+
 /// The first thread ends, another one goes on.
 fn zombie_leader(progress: &str) -> ! {
     let progress = progress.to_owned();
@@ -414,10 +439,43 @@ fn under(context: &str, command: &[&str]) {
         }
         "landlock" => landlock(),
         "bpf-lsm" => bpf_lsm(),
+        "process-namespace" => new_process_namespace(),
         other => panic!("no context {other}"),
     };
     let error = Command::new(command[0]).args(&command[1..]).exec();
     panic!("{error}");
+}
+
+/// Goes on as the first process of a new namespace, with a /proc of its own, and ends as that process does.
+fn new_process_namespace() -> i32 {
+    assert_eq!(
+        unsafe { libc::unshare(libc::CLONE_NEWPID | libc::CLONE_NEWNS) },
+        0
+    );
+    let pid = unsafe { libc::fork() };
+    if pid > 0 {
+        let mut status = 0;
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        std::process::exit(libc::WEXITSTATUS(status));
+    }
+    let none = std::ptr::null();
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::mount(
+            none,
+            c"/".as_ptr(),
+            none,
+            libc::MS_REC | libc::MS_PRIVATE,
+            none.cast(),
+        );
+        libc::mount(
+            c"proc".as_ptr(),
+            c"/proc".as_ptr(),
+            c"proc".as_ptr(),
+            0,
+            none.cast(),
+        )
+    }
 }
 
 /// Restricts itself with Landlock: nothing but removing files below / is denied, and ptrace out of the domain with it.
