@@ -605,6 +605,13 @@ reasons! {
             confirm: "`time criu check --all`",
             affects: "CRIU on the node.",
         }
+        CriuCacheStale {
+            "CRIU's cache of what the kernel can do, /run/criu.kdat, is not true. The runtime's CRIU goes by it and does not notice.",
+            "`criu check` says something else with the cache than without it; the finding has the lines that differ. It was written when CRIU ran where the kernel denied it something, as under a seccomp profile. What `criu check` does not report is not compared.",
+            "Remove the cache on the node: `rm /run/criu.kdat`. CRIU writes it anew the next time it runs.",
+            confirm: "`criu check --all; mv /run/criu.kdat /run/criu.kdat.old; criu check --all`",
+            affects: "The next run of CRIU on the node, which takes a moment longer.",
+        }
     }
     "The archive" {
         StorageFull {

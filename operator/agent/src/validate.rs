@@ -19,12 +19,13 @@ use crate::report::Report;
 /// How many findings a status carries.
 const FINDINGS: usize = 24;
 
-/// What the probe found out about the node itself; asked again when CRIU is another one, or did not work.
+/// What the probe found out about the node itself; asked again when CRIU or its cache is another one, or CRIU did not
+/// work.
 #[derive(Debug, Default)]
 pub struct NodeCheck(Mutex<Option<(Identity, Observations)>>);
 
-/// A file that has not been replaced.
-type Identity = Option<(u64, u64, SystemTime)>;
+/// CRIU and its cache, neither of which has been replaced.
+type Identity = [Option<(u64, u64, SystemTime)>; 2];
 
 impl NodeCheck {
     /// The node as the container runtime with this process sees it.
@@ -50,9 +51,11 @@ impl NodeCheck {
 }
 
 fn identify(runtime: i32, criu: Option<&Criu>) -> Identity {
-    let path = criu?.path.as_ref()?;
-    let metadata = fs::metadata(format!("/proc/{runtime}/root{path}")).ok()?;
-    Some((metadata.dev(), metadata.ino(), metadata.modified().ok()?))
+    let path = criu.and_then(|criu| criu.path.as_deref());
+    [path, Some("/run/criu.kdat")].map(|path| {
+        let metadata = fs::metadata(format!("/proc/{runtime}/root{}", path?)).ok()?;
+        Some((metadata.dev(), metadata.ino(), metadata.modified().ok()?))
+    })
 }
 
 /// Only PATH is taken from the runtime's environment.

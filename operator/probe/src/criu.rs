@@ -1,6 +1,7 @@
 //! CRIU on this machine: where it is, its version, and what `criu check --all` says, under a deadline. It runs beside
 //! the ladder. It looks at the kernel anew: a cache in /run that was written under other circumstances is covered up,
-//! and nothing of the machine is changed.
+//! and nothing of the machine is changed. Where there is time it is run again with a copy of that cache, by which the
+//! runtime's CRIU goes.
 
 use std::fs;
 use std::io::Read;
@@ -27,6 +28,8 @@ use crate::sys::{self, Fork, Waited};
 pub const LIMIT: Duration = Duration::from_millis(1600);
 /// How long it may take where nobody waits for a verdict on a target.
 pub const PATIENT: Duration = Duration::from_secs(5);
+/// Where CRIU keeps what it has once found out about the kernel.
+const CACHE: &str = "/run/criu.kdat";
 /// How many of its lines are kept, and how long each may be.
 const LINES: usize = 12;
 const LINE: usize = 300;
@@ -48,6 +51,8 @@ pub struct Place {
     pub folders: Vec<PathBuf>,
     /// How long its check may take.
     pub limit: Duration,
+    /// Check again, within the limit, with the cache that is there.
+    pub cached: bool,
     /// A process whose mount, network, IPC and host name namespaces are entered first: the host's first one, from a
     /// container.
     pub namespaces_of: Option<i32>,
@@ -57,19 +62,19 @@ pub struct Place {
 pub struct Running {
     child: Option<(i32, OwnedFd)>,
     started: Instant,
-    limit: Duration,
+    place: Place,
 }
 
 /// Starts the check.
 pub fn start(place: &Place) -> Running {
     Running {
-        child: begin(place).ok(),
+        child: begin(place, false).ok(),
         started: Instant::now(),
-        limit: place.limit,
+        place: place.clone(),
     }
 }
 
-fn begin(place: &Place) -> Result<(i32, OwnedFd), nix::errno::Errno> {
+fn begin(place: &Place, cached: bool) -> Result<(i32, OwnedFd), nix::errno::Errno> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     match sys::fork().map_err(nix::errno::Errno::from_raw)? {
         Fork::Parent(pid) => Ok((pid, reader)),
@@ -77,18 +82,23 @@ fn begin(place: &Place) -> Result<(i32, OwnedFd), nix::errno::Errno> {
             drop(reader);
             // A group of its own, so that what CRIU starts can be ended with it.
             let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-            check(place, writer);
+            check(place, cached, writer);
             sys::exit(127)
         }
     }
 }
 
-/// In the child: becomes `criu check`. Returns only when there is none.
-fn check(place: &Place, out: OwnedFd) {
+/// In the child: becomes `criu check`. Returns only when there is none, or no cache that it could use.
+fn check(place: &Place, cached: bool, out: OwnedFd) {
     if place.namespaces_of.is_some_and(|pid| enter(pid).is_err()) {
         sys::exit(126);
     }
-    cover_cache();
+    let cache = if cached { fs::read(CACHE).ok() } else { None };
+    let covered = cover_cache(cache.as_deref()).is_ok();
+    // As it is, and not as a copy, it is never used: CRIU writes it anew when it is another version's.
+    if cached && !(covered && cache.is_some()) {
+        return;
+    }
     let Some(program) = find(place) else { return };
     let Ok(errors) = out.try_clone() else { return };
     let mut report = fs::File::from(out);
@@ -146,39 +156,50 @@ fn enter(pid: i32) -> nix::Result<()> {
         .try_for_each(|(file, kind)| setns(file, kind))
 }
 
-/// Gives this process an empty /run of its own, where CRIU keeps what it once found out about the kernel (criu.kdat).
-/// Without the right to do so the cache is used as it is.
-fn cover_cache() {
-    let private = || {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)
-    };
-    let _ = private();
+/// Gives this process a /run of its own, with nothing in it but this cache. Without the right to do so the cache is used
+/// as it is.
+fn cover_cache(cache: Option<&[u8]>) -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
+    let copied = cache.map_or(Ok(()), |cache| fs::write(CACHE, cache));
+    copied.map_err(|_| nix::errno::Errno::EIO)
 }
 
 impl Running {
     /// Waits for the end of the check, but never past its limit. `None` when it could not be started.
     pub fn finish(self) -> Option<Criu> {
-        let (pid, reader) = self.child?;
-        let (text, closed) = read_until(self.started + self.limit, reader);
-        // What has closed its end is about to exit.
-        let ended = child::wait_until(pid, Duration::from_millis(if closed { 200 } else { 0 }));
-        let waiting = if ended.is_none() { waiting(pid) } else { Vec::new() };
-        if ended.is_none() {
-            // The child is the leader of a group that only it and what it started are in.
-            sys::kill(-pid, libc::SIGKILL);
-            child::end(pid);
+        let until = self.started + self.place.limit;
+        let mut criu = conclude(self.child?, self.started, until);
+        if self.place.cached && criu.path.is_some() && criu.status.is_some() {
+            let started = Instant::now();
+            let again = begin(&self.place, true).ok();
+            let again = again.map(|child| conclude(child, started, until));
+            // Without a path there was no cache.
+            criu.with_cache = again.filter(|again| again.path.is_some()).map(Box::new);
         }
-        let status = match ended {
-            Some(Waited::Exited(status)) => Some(status),
-            Some(Waited::Killed(signal)) => Some(128 + signal),
-            _ => None,
-        };
-        let micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        Some(parse(&text, status, waiting, micros))
+        Some(criu)
     }
+}
+
+fn conclude((pid, reader): (i32, OwnedFd), started: Instant, until: Instant) -> Criu {
+    let (text, closed) = read_until(until, reader);
+    // What has closed its end is about to exit.
+    let ended = child::wait_until(pid, Duration::from_millis(if closed { 200 } else { 0 }));
+    let waiting = if ended.is_none() { waiting(pid) } else { Vec::new() };
+    if ended.is_none() {
+        // The child is the leader of a group that only it and what it started are in.
+        sys::kill(-pid, libc::SIGKILL);
+        child::end(pid);
+    }
+    let status = match ended {
+        Some(Waited::Exited(status)) => Some(status),
+        Some(Waited::Killed(signal)) => Some(128 + signal),
+        _ => None,
+    };
+    let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    parse(&text, status, waiting, micros)
 }
 
 /// Reads to the end, which is true, or until the deadline.
@@ -232,6 +253,7 @@ fn parse(text: &str, status: Option<i32>, waiting: Vec<String>, micros: u64) -> 
         status,
         waiting,
         micros,
+        with_cache: None,
     }
 }
 

@@ -94,6 +94,7 @@ fn probe(arguments: &ProbeArguments) -> ExitCode {
         criu: (arguments.criu || arguments.node).then(|| Place {
             program: arguments.criu_program.clone(),
             limit: if arguments.node { PATIENT } else { LIMIT },
+            cached: arguments.node,
             folders: arguments.criu_search.clone(),
             namespaces_of: arguments.criu_namespaces_of,
         }),

@@ -382,4 +382,6 @@ pub struct Criu {
     pub waiting: Vec<String>,
     /// Microseconds that it took.
     pub micros: u64,
+    /// The same with a copy of the cache that it keeps in /run, where there is one and it was looked at.
+    pub with_cache: Option<Box<Criu>>,
 }

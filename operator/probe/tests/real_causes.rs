@@ -609,6 +609,48 @@ fn a_criu_that_is_too_old_a_fake_is_told_by_its_own_words() -> Result<()> {
         .assert("CriuKernelMismatch", &["CRIU 3.19", "vDSO area bounds"])
 }
 
+/// `criu check` in a machine where CRIU has written its cache.
+fn with_cache(missing: Option<i64>) -> Result<Option<causes::Answer>> {
+    if !is_root() {
+        return Ok(None);
+    }
+    let Some(machine) = causes::criu_cache(missing)? else {
+        return Ok(None);
+    };
+    let cache = || fs::read(format!("/proc/{}/root/run/criu.kdat", machine.pid));
+    let before = cache()?;
+    let answer = probe(
+        None,
+        &["--node", "--criu-namespaces-of", &machine.pid.to_string()],
+    )?;
+    ensure!(cache()? == before, "the cache was changed");
+    let looked = &answer.report["observations"]["criu"]["withCache"];
+    ensure!(looked["good"] == true, "{:#}", answer.report);
+    Ok(Some(answer))
+}
+
+#[test]
+fn a_cache_that_was_written_when_the_kernel_denied_something_is_stale() -> Result<()> {
+    let Some(answer) = with_cache(Some(libc::SYS_clone3))? else {
+        return Ok(());
+    };
+    ensure!(answer.outcome() == "Degraded", "{:#}", answer.report);
+    let words = [
+        "only with /run/criu.kdat",
+        "clone3() with set_tid not supported",
+        "only without it: nothing",
+    ];
+    answer.assert("CriuCacheStale", &words)
+}
+
+#[test]
+fn a_cache_that_is_true_is_not_called_stale() -> Result<()> {
+    match with_cache(None)? {
+        Some(answer) => answer.assert("PtraceWorks", &[]),
+        None => Ok(()),
+    }
+}
+
 fn script(folder: &Path, text: &str) -> Result<String> {
     let path = folder.join("criu-fake");
     fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;

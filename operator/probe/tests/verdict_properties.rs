@@ -148,12 +148,30 @@ fn process() -> impl Strategy<Value = Process> {
 
 fn criu() -> impl Strategy<Value = Criu> {
     let version = prop::option::of(select(vec!["3.17.1", "4.1.1", "4.2", "x"]).prop_map(str::to_owned));
-    let parts = (any::<bool>(), version, prop::option::of(0..128i32), any::<bool>());
-    parts.prop_map(|(there, version, status, good)| Criu {
+    let lines = || {
+        let line = select(vec![
+            "Error (criu/cr-check.c:1): no x",
+            "Warn  (criu/kerndat.c:2): no y",
+        ]);
+        prop::collection::vec(line.prop_map(str::to_owned), 0..3)
+    };
+    let status = || prop::option::of(0..128i32);
+    let cached = prop::option::of((status(), lines(), any::<bool>()));
+    let parts = (any::<bool>(), version, status(), any::<bool>(), lines(), cached);
+    parts.prop_map(|(there, version, status, good, lines, cached)| Criu {
         path: there.then(|| "/usr/sbin/criu".into()),
         version,
         status,
         good: good && there,
+        lines,
+        with_cache: cached.map(|(status, lines, good)| {
+            Box::new(Criu {
+                status,
+                lines,
+                good,
+                ..Criu::default()
+            })
+        }),
         ..Criu::default()
     })
 }

@@ -191,10 +191,20 @@ pub(super) fn kernel(seen: &Observations) -> Vec<Finding> {
 
 /// CRIU itself: none, one that is too old, one that hangs, one that misses something.
 pub(super) fn criu(seen: &Observations) -> Vec<Finding> {
-    const CHECK: &str = "criu check";
-    let Some(criu) = seen.criu.as_ref().filter(|criu| !criu.good) else {
+    let Some(criu) = &seen.criu else {
         return Vec::new();
     };
+    let mut findings = if criu.good {
+        Vec::new()
+    } else {
+        bad_criu(seen, criu)
+    };
+    findings.extend(stale_cache(criu));
+    findings
+}
+
+fn bad_criu(seen: &Observations, criu: &Criu) -> Vec<Finding> {
+    const CHECK: &str = "criu check";
     if criu.path.is_none() {
         return vec![fail(
             CHECK,
@@ -228,6 +238,55 @@ pub(super) fn criu(seen: &Observations) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// CRIU believes its cache, and does not notice that it was written when the kernel denied it something.
+fn stale_cache(criu: &Criu) -> Option<Finding> {
+    const CHECK: &str = "cache of CRIU";
+    let cached = criu.with_cache.as_deref()?;
+    if cached.status.is_none() {
+        let evidence = "criu check with the cache /run/criu.kdat did not end in time";
+        return Some(found(
+            CHECK,
+            Outcome::Unknown,
+            Reason::ProbeIncomplete,
+            None,
+            evidence,
+        ));
+    }
+    let (with, without) = (only_of(cached, criu), only_of(criu, cached));
+    if with.is_empty() && without.is_empty() && cached.good == criu.good {
+        return None;
+    }
+    let evidence = format!(
+        "criu check says only with /run/criu.kdat: {}; only without it: {}",
+        or_nothing(&with.join(" | ")),
+        or_nothing(&without.join(" | "))
+    );
+    Some(found(
+        CHECK,
+        Outcome::Degraded,
+        Reason::CriuCacheStale,
+        None,
+        evidence,
+    ))
+}
+
+/// What one run finds missing and the other does not. Other parts of CRIU speak only while they look at the kernel, and
+/// count where only one run fails; numbers may be those of a process.
+fn only_of<'a>(one: &'a Criu, other: &Criu) -> Vec<&'a str> {
+    let words = |line: &str| line.replace(|c: char| c.is_ascii_digit(), "");
+    let fails = other.good && !one.good;
+    let lines = one
+        .lines
+        .iter()
+        .filter(|line| fails || line.contains("cr-check.c:"));
+    let mut only: Vec<&str> = lines
+        .filter(|line| !other.lines.iter().any(|theirs| words(theirs) == words(line)))
+        .map(String::as_str)
+        .collect();
+    only.dedup();
+    only
 }
 
 fn is_too_old(seen: &Observations, criu: &Criu) -> bool {

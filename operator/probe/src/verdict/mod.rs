@@ -90,6 +90,7 @@ const ORDER: &[Reason] = &[
     Reason::CriuMissing,
     Reason::CriuKernelMismatch,
     Reason::CriuProbeStalled,
+    Reason::CriuCacheStale,
     Reason::KernelFeatureMissing,
     Reason::SessionLeaderOutsidePidns,
     Reason::PendingSigtrap,

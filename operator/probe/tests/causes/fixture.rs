@@ -38,6 +38,7 @@ fn main() {
         "target" => target(words[2], words[3], &words[4..]),
         "under" => under(words[2], &words[3..]),
         "trace" => trace(words[2].parse().unwrap()),
+        "criu-cache" => criu_cache(words[2], words[3].parse().ok()),
         other => panic!("no mode {other}"),
     }
 }
@@ -553,6 +554,56 @@ fn put(attributes: &mut [u8], at: usize, values: &[u32]) {
 
 fn words(number: u64) -> [u32; 2] {
     [number as u32, (number >> 32) as u32]
+}
+
+/// Goes on in a folder as in a machine of its own, lets CRIU there write its cache while the kernel seems to lack a
+/// system call, if one is given, and stays.
+fn criu_cache(root: &str, missing: Option<i64>) {
+    let mount = |what: &str, place: &str, kind: &str, flags| {
+        let [what, place, kind] = [what, place, kind].map(|word| CString::new(word).unwrap());
+        let result = unsafe {
+            libc::mount(
+                what.as_ptr(),
+                place.as_ptr(),
+                kind.as_ptr(),
+                flags,
+                std::ptr::null(),
+            )
+        };
+        assert_eq!(result, 0, "{place:?}: {}", std::io::Error::last_os_error());
+    };
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+    mount("none", "/", "none", libc::MS_REC | libc::MS_PRIVATE);
+    mount(root, root, "none", libc::MS_BIND);
+    std::env::set_current_dir(root).unwrap();
+    mount("/dev", "dev", "none", libc::MS_BIND | libc::MS_REC);
+    for (kind, place) in [
+        ("proc", "proc"),
+        ("sysfs", "sys"),
+        ("tmpfs", "run"),
+        ("tmpfs", "tmp"),
+    ] {
+        mount(kind, place, kind, 0);
+    }
+    // The old root is put over the new one, and taken away.
+    let here = c".".as_ptr();
+    unsafe {
+        assert_eq!(libc::syscall(libc::SYS_pivot_root, here, here), 0);
+        assert_eq!(libc::umount2(here, libc::MNT_DETACH), 0);
+    }
+    let pid = child(|| {
+        if let Some(number) = missing {
+            filter(number, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, false);
+        }
+        let _error = Command::new("/usr/sbin/criu")
+            .arg("check")
+            .stdout(Stdio::null())
+            .exec();
+    });
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    assert!(std::fs::metadata("/run/criu.kdat").is_ok(), "CRIU wrote no cache");
+    say_ready(&std::process::id().to_string());
+    loop_forever();
 }
 
 /// A seccomp filter that does one thing about one system call, and lets everything else pass; the listener, if asked.

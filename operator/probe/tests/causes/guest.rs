@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Answer, FIXTURE, PROBE, can, record};
+use super::{Answer, FIXTURE, PROBE, can, parts, record};
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -69,13 +69,8 @@ pub fn probe(context: &str) -> Result<Option<Answer>> {
 /// The one that is named, or that of the second node in `e2e/cluster`.
 fn kernel() -> Option<PathBuf> {
     let named = std::env::var_os("PROBE_GUEST_KERNEL").map(PathBuf::from);
-    let cached = || {
-        let set = std::env::var_os("PODCHECKPOINT_CACHE").map(PathBuf::from);
-        let usual = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/podcheckpoint"));
-        let parts = fs::read_dir(set.or_else(usual)?.join("parts")).ok()?.flatten();
-        let kernels = parts.map(|part| part.path().join("vmlinuz"));
-        kernels.filter(|kernel| kernel.is_file()).max()
-    };
+    let kernels = || parts().into_iter().map(|part| part.join("vmlinuz"));
+    let cached = || kernels().find(|kernel| kernel.is_file());
     named.or_else(cached)
 }
 

@@ -322,6 +322,32 @@ pub fn tracer(tid: i32) -> Result<Running> {
     Running::start(&["trace", &tid.to_string()])
 }
 
+/// A machine of its own in which CRIU has written its cache, while the kernel seemed to lack a system call, if one is
+/// given. `None` where there is no root file system with CRIU 4; then it has been said.
+pub fn criu_cache(missing: Option<i64>) -> Result<Option<Running>> {
+    let named = std::env::var_os("PROBE_CRIU_ROOT").map(PathBuf::from);
+    let built = || {
+        parts()
+            .into_iter()
+            .find(|part| part.join("usr/sbin/criu").exists())
+    };
+    let Some(root) = named.or_else(built) else {
+        can("a root file system with CRIU 4 in PROBE_CRIU_ROOT", false);
+        return Ok(None);
+    };
+    let missing = missing.map_or("none".into(), |number| number.to_string());
+    Running::start(&["criu-cache", &root.to_string_lossy(), &missing]).map(Some)
+}
+
+/// What `e2e/cluster` has built.
+pub fn parts() -> Vec<PathBuf> {
+    let set = std::env::var_os("PODCHECKPOINT_CACHE").map(PathBuf::from);
+    let usual = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/podcheckpoint"));
+    let folder = set.or_else(usual).unwrap_or_default().join("parts");
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
 /// The youngest thread of a process.
 pub fn last_thread(pid: i32) -> Result<i32> {
     let entries = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
