@@ -260,11 +260,21 @@ fn parse(text: &str, status: Option<i32>, waiting: Vec<String>, micros: u64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damaged::damaged;
+
+    const TEXT: &str = "/usr/sbin/criu\n4.1.1\nWarn  (criu/x.c:1): no soft dirty\nLooks good but some kernel features are missing\n";
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic_or_keep_too_much(text in damaged(TEXT)) {
+            let criu = parse(&text, Some(0), Vec::new(), 5);
+            proptest::prop_assert!(criu.lines.len() <= LINES);
+        }
+    }
 
     #[test]
     fn what_looks_good_apart_from_options_is_good() {
-        let text = "/usr/sbin/criu\n4.1.1\nWarn  (criu/x.c:1): no soft dirty\nLooks good but some kernel features are missing\n";
-        let criu = parse(text, Some(1), Vec::new(), 5);
+        let criu = parse(TEXT, Some(1), Vec::new(), 5);
         assert!(criu.good);
         assert_eq!(
             (criu.path.as_deref(), criu.version.as_deref()),

@@ -299,6 +299,7 @@ fn user_namespace(pid: i32) -> UserNamespace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damaged::damaged;
 
     #[test]
     fn the_mode_in_brackets_is_the_one_that_holds() {
@@ -313,6 +314,16 @@ mod tests {
     fn only_the_full_identity_map_is_the_initial_namespace() {
         assert!(is_initial("         0          0 4294967295"));
         assert!(!is_initial("         0     100000      65536"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_a_parser_panic(
+            modes in damaged("none [integrity] confidentiality"),
+            map in damaged("         0          0 4294967295"),
+        ) {
+            let _ = (selected(&modes), is_initial(&map));
+        }
     }
 
     #[test]

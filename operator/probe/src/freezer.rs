@@ -204,6 +204,7 @@ fn mount(mountinfo: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damaged::damaged;
 
     const HYBRID: &str = "86 85 0:28 / /sys/fs/cgroup rw shared:12 - tmpfs tmpfs rw,mode=755\n\
         92 86 0:34 / /sys/fs/cgroup/freezer rw,relatime shared:18 - cgroup cgroup rw,freezer\n\
@@ -262,6 +263,18 @@ mod tests {
             found.first().unwrap().path,
             Path::new("/sys/fs/cgroup/freezer/kubepods/pod1/c1")
         );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(
+            membership in damaged("6:freezer:/kubepods/pod1/c1\n0::/kubepods/pod1/c1\n"),
+            mounts in damaged(HYBRID),
+        ) {
+            let _ = find(&membership, &mounts);
+            let path = PathBuf::from(membership);
+            let _ = Freezer { version: Version::V2, path }.container();
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@
 pub mod btf;
 pub mod child;
 pub mod criu;
+#[cfg(test)]
+mod damaged;
 pub mod facts;
 pub mod freezer;
 pub mod inject;

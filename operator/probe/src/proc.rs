@@ -199,7 +199,11 @@ pub fn syscall_number(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damaged::damaged;
 
+    const STAT: &str = "7 (a) b (c) S 3 7 7 0 -1 2129984 0 0 0 0 1 2 3 4 20 0 1 0 4242 0 0";
+    const MAPS: &str = "55d0-55d1 r--p 0 08:01 12 /bin/sh\n55d1-55e0 r-xp 1000 08:01 12 /bin/sh\n7f-80 r-xp 0 00:00 0 [vdso]\n";
+    const STACK: &str = "[<0>] do_wait+0x52/0x120\n[<0>] kernel_wait4+0x9/0x1\n";
     const STATUS: &str = "Name:\tsh\nState:\tS (sleeping)\nTgid:\t7\nTracerPid:\t12\nUid:\t1000\t1001\t1000\t1000\nNSpid:\t77\t7\nNSsid:\t900\t0\nSigPnd:\t0000000000000010\nShdPnd:\t0000000000000000\nCapEff:\t0000000000080000\nSeccomp:\t2\n";
 
     #[test]
@@ -222,16 +226,15 @@ mod tests {
 
     #[test]
     fn a_name_with_brackets_does_not_shift_the_fields_of_stat() {
-        let stat = Stat::parse("7 (a) b (c) S 3 7 7 0 -1 2129984 0 0 0 0 1 2 3 4 20 0 1 0 4242 0 0").unwrap();
+        let stat = Stat::parse(STAT).unwrap();
         assert_eq!((stat.parent, stat.start_time), (3, 4242));
         assert!(stat.is_kernel_thread());
     }
 
     #[test]
     fn code_is_found_in_the_first_mapping_of_a_file_that_may_be_executed() {
-        let maps = "55d0-55d1 r--p 0 08:01 12 /bin/sh\n55d1-55e0 r-xp 1000 08:01 12 /bin/sh\n7f-80 r-xp 0 00:00 0 [vdso]\n";
-        assert_eq!(code_address(maps), Some(0x55d1));
-        let left = format!("55a0-55b0 r-xs 0 00:01 9 /memfd:CRIUMFD (deleted)\n{maps}");
+        assert_eq!(code_address(MAPS), Some(0x55d1));
+        let left = format!("55a0-55b0 r-xs 0 00:01 9 /memfd:CRIUMFD (deleted)\n{MAPS}");
         assert_eq!(code_address(&left), Some(0x55d1));
         assert_eq!(code_address("7f-80 r-xp 0 00:00 0\n"), None);
     }
@@ -245,17 +248,20 @@ mod tests {
 
     #[test]
     fn stacks_are_read_as_names() {
-        assert_eq!(
-            stack_functions("[<0>] do_wait+0x52/0x120\n[<0>] kernel_wait4+0x9/0x1\n"),
-            ["do_wait", "kernel_wait4"]
-        );
+        assert_eq!(stack_functions(STACK), ["do_wait", "kernel_wait4"]);
     }
 
     proptest::proptest! {
         #[test]
-        fn no_text_makes_a_parser_panic(text in "(\\PC|\n|\t| |:|\\)){0,400}") {
-            let _ = (Status::parse(&text), Stat::parse(&text), code_address(&text));
-            let _ = (stack_functions(&text), syscall_number(&text));
+        fn no_bytes_make_a_parser_panic(
+            status in damaged(STATUS),
+            stat in damaged(STAT),
+            maps in damaged(MAPS),
+            stack in damaged(STACK),
+            syscall in damaged("101 0x4206 0x1\n"),
+        ) {
+            let _ = (Status::parse(&status), Stat::parse(&stat), code_address(&maps));
+            let _ = (stack_functions(&stack), syscall_number(&syscall));
         }
 
         #[test]
