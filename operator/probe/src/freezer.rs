@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::observation::FreezerState;
+use crate::proc;
 
 /// A cgroup could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -158,7 +159,7 @@ fn is_told(version: Version, folder: &Path) -> Result<bool, FreezerError> {
 }
 
 fn read(path: &Path) -> Result<String, FreezerError> {
-    fs::read_to_string(path).map_err(|source| FreezerError::Io {
+    proc::text(path).map_err(|source| FreezerError::Io {
         path: path.to_owned(),
         source,
     })

@@ -2,6 +2,16 @@
 //! else of /proc/PID may wait for a lock that a hung task holds, and is read only in a disposable child.
 
 use std::fs;
+use std::io;
+use std::path::Path;
+
+/// A file of /proc. Names of processes, folders and files may be any bytes there: what is no UTF-8 is replaced.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn text(path: impl AsRef<Path>) -> io::Result<String> {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
 
 /// What /proc/PID/status says, as far as it matters here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,7 +73,7 @@ impl Status {
 
 /// /proc/PID/status of a process or a thread; `None` when it is gone.
 pub fn status(tid: i32) -> Option<Status> {
-    Status::parse(&fs::read_to_string(format!("/proc/{tid}/status")).ok()?)
+    Status::parse(&text(format!("/proc/{tid}/status")).ok()?)
 }
 
 /// What /proc/PID/stat says.
@@ -102,7 +112,7 @@ impl Stat {
 
 /// /proc/PID/stat; `None` when it is gone.
 pub fn stat(pid: i32) -> Option<Stat> {
-    Stat::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    Stat::parse(&text(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// Threads of a process, its leader first.

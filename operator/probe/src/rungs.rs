@@ -146,7 +146,7 @@ pub fn target(out: &mut File, quarries: &[Quarry]) {
 fn access(teller: &mut Teller<'_>, pid: i32) -> Option<usize> {
     let mut code = None;
     let _ = teller.step(Step::Maps, || {
-        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).map_err(errno)?;
+        let maps = proc::text(format!("/proc/{pid}/maps")).map_err(errno)?;
         code = proc::code_address(&maps);
         Ok(i64::try_from(maps.lines().count()).unwrap_or(0))
     });

@@ -106,6 +106,11 @@ fn a_target_that_denies_itself_new_code_passes() -> Result<()> {
 }
 
 #[test]
+fn processes_with_names_that_are_no_text_are_all_proved() -> Result<()> {
+    passes(&["strange-name"], &["2 thread(s) of 2 process(es)"])
+}
+
+#[test]
 fn a_target_in_a_user_namespace_below_passes() -> Result<()> {
     passes(&["user-namespace"], &[])
 }

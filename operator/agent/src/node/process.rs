@@ -1,8 +1,8 @@
 //! What the kernel says of the target's processes.
 
-use std::fs;
 use std::os::fd::OwnedFd;
 
+use podcheckpoint_probe::proc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -46,8 +46,7 @@ impl Target {
     pub fn open(pid: i32, container: &str) -> Result<Self, TargetError> {
         let number = Pid::from_raw(pid).ok_or(TargetError::Gone(pid))?;
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|_| TargetError::Gone(pid))?;
-        let membership =
-            fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|_| TargetError::Gone(pid))?;
+        let membership = proc::text(format!("/proc/{pid}/cgroup")).map_err(|_| TargetError::Gone(pid))?;
         // Every runtime names a container's cgroup after the container, some with a prefix or as a systemd scope.
         if !membership.contains(container) {
             return Err(TargetError::Other {
@@ -82,7 +81,7 @@ impl Target {
 
 /// Resident anonymous and shared memory of a process, from /proc/PID/status.
 fn resident_bytes(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = proc::text(format!("/proc/{pid}/status")).unwrap_or_default();
     let kibibytes = |key: &str| -> u64 {
         let value = field(&status, key).unwrap_or_default();
         value.trim_end_matches("kB").trim().parse().unwrap_or(0)
@@ -110,7 +109,7 @@ pub struct Facts {
 impl Facts {
     /// Facts of a process, `None` when it has ended. /proc/PID/status never blocks.
     pub fn of(pid: i32) -> Option<Self> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let status = proc::text(format!("/proc/{pid}/status")).ok()?;
         let state = field(&status, "State")?.chars().next()?;
         let tracer = field(&status, "TracerPid")?.parse().ok()?;
         Some(Self { pid, state, tracer })
@@ -169,7 +168,7 @@ pub fn source_state(freezers: &[Freezer]) -> SourceState {
 fn classify(facts: &[Facts]) -> SourceState {
     let alive: Vec<_> = facts.iter().filter(|f| !matches!(f.state, 'Z' | 'X')).collect();
     if let Some(f) = alive.iter().find(|f| f.tracer != 0) {
-        let command = fs::read_to_string(format!("/proc/{}/comm", f.tracer))
+        let command = proc::text(format!("/proc/{}/comm", f.tracer))
             .unwrap_or_default()
             .trim()
             .to_owned();

@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use podcheckpoint_probe::proc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
@@ -170,7 +171,7 @@ fn say(message: &str) {
 /// The runtime ends every process in the cgroup of a container whose first process has died, when the container has
 /// the node's pid namespace. The root of each hierarchy is no container's.
 fn leave_agents_cgroup() -> io::Result<()> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mounts = proc::text("/proc/self/mountinfo")?;
     let own = std::process::id().to_string();
     for root in cgroup_roots(&mounts) {
         std::fs::write(root.join("cgroup.procs"), &own)?;
@@ -310,7 +311,7 @@ fn end_abandoned_tracers(freezers: &[Freezer]) {
         .filter_map(Facts::of)
         .map(|f| f.tracer);
     for tracer in tracers.filter(|t| *t > 0) {
-        let command = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+        let command = proc::text(format!("/proc/{tracer}/comm")).unwrap_or_default();
         // Nobody else's debugger is ended.
         if command.trim() == "criu"
             && let Some(pid) = Pid::from_raw(tracer)

@@ -83,6 +83,11 @@ fn target(progress: &str, mode: &str, rest: &[&str]) {
         "no-memory" => limit(libc::RLIMIT_AS, 1),
         "no-files" => limit(libc::RLIMIT_NOFILE, 0),
         "scoped" => scoped(),
+        "strange-name" => {
+            let name = b"\xff) Z \xfe\nState:\0";
+            unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+            child(loop_forever);
+        }
         "mdwe" => assert_eq!(unsafe { libc::prctl(65, 1, 0, 0, 0) }, 0),
         "vfork" => vfork_parent(progress),
         "process-namespace" => process_namespace(progress),
