@@ -25,6 +25,7 @@ use crate::node::tasks::{Tasks, TasksError};
 use crate::node::watchdog::Watchdog;
 use crate::plan::{self, Plan};
 use crate::report::Report;
+use crate::sandbox::{self, Recognised};
 use crate::security::setting::Setting;
 use crate::security::{self, Refusal, Security};
 use crate::validate::{self, NodeCheck, Refused};
@@ -527,17 +528,14 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
             ),
         )
     })?;
-    let subjects = choose_containers(object, &sandbox)?;
-    report.status.runtime = Some(runtime_facts(&cri, &sandbox, &subjects));
+    let containers = choose_containers(object, &sandbox)?;
+    let recognised = recognise(&sandbox, &containers).await;
+    report.status.runtime = Some(runtime_facts(&cri, &sandbox, &containers, &recognised));
     let facts = plan::Facts {
         runtime: cri.version().name.clone(),
         runtime_major: cri.version().major(),
-        shims: subjects
-            .iter()
-            .map(|s| s.container.runtime_type.clone())
-            .collect(),
-        handler: sandbox.handler.clone(),
-        containers: subjects.len(),
+        sandbox: recognised.clone(),
+        containers: containers.len(),
         kubelet: context.kubelet.is_some(),
     };
     let (plan, skipped) = plan::choose(object.spec.method, &facts);
@@ -545,6 +543,11 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
     let plan = plan.map_err(|(reason, message)| stop(reason, message))?;
     report.status.method = Some(plan.method);
     report.status.consistency = Some(plan.consistency);
+    if plan.method == Method::VmSnapshot {
+        let text = "this version takes no snapshots of virtual machines";
+        return Err(stop(Reason::MethodUnavailable, text.into()));
+    }
+    let subjects: Vec<Subject> = containers.into_iter().map(subject).collect::<Result<_, _>>()?;
     check_target(context, &plan, &subjects, report)?;
     Ok(Inspection {
         started: SystemTime::now(),
@@ -556,7 +559,7 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
     })
 }
 
-fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Subject>, Stop> {
+fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Container>, Stop> {
     let stop = |reason, message: String| Stop::new(Step::Inspect, reason, message);
     // What the controller pinned: the runtime does not tell regular containers from ephemeral ones.
     let pinned = object.status.as_ref().map(|s| s.source_containers.as_slice());
@@ -584,10 +587,24 @@ fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Su
             "no container of the pod runs".into(),
         ));
     }
-    chosen
-        .into_iter()
-        .map(|container| subject(container.clone()))
-        .collect()
+    Ok(chosen.into_iter().cloned().collect())
+}
+
+/// What the pod's processes run in, before any of them is touched.
+async fn recognise(sandbox: &Sandbox, containers: &[Container]) -> Recognised {
+    let (sandbox, containers) = (sandbox.clone(), containers.to_vec());
+    let read = move || {
+        let pids: Vec<i32> = containers.iter().filter_map(|c| c.pid).collect();
+        let first = containers.first();
+        sandbox::recognise(&sandbox::facts::read(&sandbox::Named {
+            sandbox: &sandbox.id,
+            handler: &sandbox.handler,
+            runtime_type: first.and_then(|c| c.runtime_type.as_deref()),
+            binary: first.and_then(|c| c.binary.as_deref()),
+            pids: &pids,
+        }))
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
 fn subject(container: Container) -> Result<Subject, Stop> {
@@ -602,17 +619,26 @@ fn subject(container: Container) -> Result<Subject, Stop> {
     Ok(Subject { container, target })
 }
 
-fn runtime_facts(cri: &Cri, sandbox: &Sandbox, subjects: &[Subject]) -> RuntimeFacts {
-    let first = subjects.first();
+fn runtime_facts(
+    cri: &Cri,
+    sandbox: &Sandbox,
+    containers: &[Container],
+    recognised: &Recognised,
+) -> RuntimeFacts {
+    let first = containers.first();
+    let freezer = first.and_then(|c| Freezer::of_process(c.pid?).ok());
     RuntimeFacts {
         name: Some(cri.version().name.clone()),
         version: Some(cri.version().version.clone()),
         handler: Some(sandbox.handler.clone()).filter(|handler| !handler.is_empty()),
-        oci_runtime: first.and_then(|s| s.container.runtime_type.clone()),
+        oci_runtime: first.and_then(|c| c.runtime_type.clone()),
         criu_version: None,
         kernel: Some(rustix::system::uname().release().to_string_lossy().into_owned()),
-        cgroup_version: first.map(|s| s.target.freezer.number()),
+        cgroup_version: freezer
+            .filter(|_| recognised.shows_processes())
+            .map(|freezer| freezer.number()),
         guest_kernel: None,
+        sandbox: Some(recognised.describe()),
     }
 }
 
