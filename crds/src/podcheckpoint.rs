@@ -384,6 +384,9 @@ pub enum ArchiveFormat {
     /// The same layout as a folder, written once, straight to its place. Its sha256 is that of its file SHA256SUMS,
     /// which lists every other file.
     Directory,
+    /// A folder with the state of the whole virtual machine, with every container in it, and manifest.json, which says
+    /// how it is restored. Its sha256 is that of its file SHA256SUMS.
+    VirtualMachine,
 }
 
 /// What the node runs.

@@ -16,3 +16,4 @@ pub mod run;
 pub mod sandbox;
 pub mod security;
 pub mod validate;
+pub mod vm;

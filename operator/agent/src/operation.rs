@@ -1,5 +1,7 @@
 //! One checkpoint, from the first look at the node to the verified archive. The only module that touches the target.
 
+pub(crate) mod machine;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use crate::sandbox::{self, Recognised};
 use crate::security::setting::Setting;
 use crate::security::{self, Refusal, Security};
 use crate::validate::{self, NodeCheck, Refused};
+use crate::vm::Handle;
 
 /// How much longer than the agent the watchdog waits: it is for an agent that is gone or stuck.
 const WATCHDOG_GRACE: Duration = Duration::from_secs(2);
@@ -102,7 +105,10 @@ struct Inspection {
     pod_uid: String,
     cri: Cri,
     sandbox: Sandbox,
+    /// Containers whose processes are the node's; none when they are in a machine that is saved as a whole.
     subjects: Vec<Subject>,
+    /// That machine.
+    machine: Option<Box<machine::Subject>>,
     plan: Plan,
 }
 
@@ -126,6 +132,10 @@ pub async fn run(
     phases.end("inspect");
     let freezers = found.as_ref().map(Inspection::freezers).unwrap_or_default();
     let socket = found.as_ref().ok().map(|found| found.cri.socket().to_owned());
+    let machine = found
+        .as_ref()
+        .ok()
+        .and_then(|found| Some(found.machine.as_ref()?.handle()));
     match take(client, context, object, found, report, cancelled, &mut phases).await {
         Ok(Taken::Archive) => {
             let text = completed(report);
@@ -155,7 +165,7 @@ pub async fn run(
         }
         None => Vec::new(),
     };
-    conclude(report, &freezers, &put_back).await;
+    conclude(report, &freezers, machine.as_ref(), &put_back).await;
     phases.end("conclude");
     tracing::info!(
         namespace = object.metadata.namespace,
@@ -216,7 +226,10 @@ async fn take(
     phases: &mut Phases,
 ) -> Result<Taken, Stop> {
     let found = found?;
-    let prepared = prepare(client, context, object, &found, report).await;
+    let prepared = match &found.machine {
+        Some(machine) => machine.look(context, object, report).await,
+        None => prepare(client, context, object, &found, report).await,
+    };
     phases.end("prove");
     prepared?;
     if object.spec.validate_only {
@@ -377,7 +390,12 @@ fn completed(report: &Report) -> String {
 }
 
 /// The conditions that every operation ends with; SourceRunning is read from the kernel.
-async fn conclude(report: &mut Report, freezers: &[Freezer], put_back: &[security::journal::Outcome]) {
+async fn conclude(
+    report: &mut Report,
+    freezers: &[Freezer],
+    machine: Option<&Handle>,
+    put_back: &[security::journal::Outcome],
+) {
     if !report.has(ConditionType::PtraceValidated) {
         report.set(
             ConditionType::PtraceValidated,
@@ -401,7 +419,10 @@ async fn conclude(report: &mut Report, freezers: &[Freezer], put_back: &[securit
     } else {
         SETTLE
     };
-    let (verdict, reason, mut message) = describe_source(settle(freezers, limit).await);
+    let (verdict, reason, mut message) = match machine {
+        Some(machine) => machine::describe_source(machine).await,
+        None => describe_source(settle(freezers, limit).await),
+    };
     if verdict == Verdict::False && frozen_again {
         message.push_str("; it was so before the checkpoint, and was put back");
     } else if verdict == Verdict::False && untouched {
@@ -500,7 +521,10 @@ pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
     }
     let message = "the agent was restarted in the middle of the checkpoint; partial files have been deleted";
     failed(report, &Stop::new(Step::Dump, Reason::AgentInterrupted, message));
-    conclude(report, &freezers, &put_back).await;
+    if let Some(machine) = &entry.machine {
+        machine::release(machine).await;
+    }
+    conclude(report, &freezers, entry.machine.as_ref(), &put_back).await;
 }
 
 // --- looking, without touching -------------------------------------------------------------------------------------
@@ -543,11 +567,14 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
     let plan = plan.map_err(|(reason, message)| stop(reason, message))?;
     report.status.method = Some(plan.method);
     report.status.consistency = Some(plan.consistency);
-    if plan.method == Method::VmSnapshot {
-        let text = "this version takes no snapshots of virtual machines";
-        return Err(stop(Reason::MethodUnavailable, text.into()));
-    }
-    let subjects: Vec<Subject> = containers.into_iter().map(subject).collect::<Result<_, _>>()?;
+    let machine = (plan.method == Method::VmSnapshot)
+        .then(|| machine::Subject::new(uid, &sandbox, &containers, &recognised))
+        .flatten()
+        .map(Box::new);
+    let subjects: Vec<Subject> = match &machine {
+        Some(_) => Vec::new(),
+        None => containers.into_iter().map(subject).collect::<Result<_, _>>()?,
+    };
     check_target(context, &plan, &subjects, report)?;
     Ok(Inspection {
         started: SystemTime::now(),
@@ -555,6 +582,7 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
         cri,
         sandbox,
         subjects,
+        machine,
         plan,
     })
 }
@@ -704,6 +732,13 @@ async fn checkpoint(
     let not_writable = |error: ArchiveError| Stop::new(Step::Archive, error.reason(), describe(&error));
     archive::prepare(&folder).map_err(not_writable)?;
     begin(context, object, &uid, found)?;
+    if let Some(machine) = &found.machine {
+        let result = machine
+            .checkpoint(context, object, &folder, report, cancelled)
+            .await;
+        phases.end("snapshot");
+        return keep_or_remove(result, &uid, &folder, report);
+    }
     let deadline = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
     let (dumped, mut frozen) = dump(context, found, &folder, deadline, cancelled).await;
     phases.end("dump");
@@ -718,8 +753,18 @@ async fn checkpoint(
     // A CRIU that has seized the processes thaws them: from then on only CRIU knows how long they stand still.
     frozen = frozen.max(longest_by_criu(report));
     report.status.frozen = (!frozen.is_zero()).then(|| human_duration(frozen));
+    keep_or_remove(result, &uid, &folder, report)
+}
+
+/// What failed leaves nothing but logs; what did not is named in the status.
+fn keep_or_remove(
+    result: Result<(), Stop>,
+    uid: &str,
+    folder: &Path,
+    report: &mut Report,
+) -> Result<(), Stop> {
     if result.is_err() {
-        remove_all_but_logs(&folder);
+        remove_all_but_logs(folder);
     } else {
         let path = format!("checkpoints/{uid}");
         report.status.checkpoint_location = Some(CheckpointLocation {
@@ -743,6 +788,7 @@ fn begin(context: &Context, object: &PodCheckpoint, uid: &str, found: &Inspectio
         name: object.metadata.name.clone().unwrap_or_default(),
         deletion_policy: object.spec.deletion_policy,
         pids: found.subjects.iter().map(process).collect(),
+        machine: found.machine.as_ref().map(|machine| machine.handle()),
         result: None,
     };
     let written = context.journal.write(&entry);
