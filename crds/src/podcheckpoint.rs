@@ -384,6 +384,9 @@ pub enum ArchiveFormat {
     /// The same layout as a folder, written once, straight to its place. Its sha256 is that of its file SHA256SUMS,
     /// which lists every other file.
     Directory,
+    /// A folder with the state of the whole virtual machine, with every container in it, and manifest.json, which says
+    /// how it is restored. Its sha256 is that of its file SHA256SUMS.
+    VirtualMachine,
 }
 
 /// What the node runs.
@@ -414,6 +417,50 @@ pub struct RuntimeFacts {
     /// Kernel release inside the sandbox, when it is a virtual machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_kernel: Option<String>,
+    /// What the pod's processes really run in, as it was recognised on the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxFacts>,
+}
+
+/// What the pod's processes run in.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxFacts {
+    /// Kind of sandbox.
+    pub kind: SandboxKind,
+    /// The runtime that made it, for example runc, crun, runsc or Kata.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// Virtual machine monitor, when it is a virtual machine: QEMU, CloudHypervisor, Firecracker, Dragonball or
+    /// StratoVirt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<String>,
+    /// Process of the virtual machine monitor on the node. The pod's own processes are inside and have no number there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_pid: Option<i32>,
+    /// How the guest's memory is kept from the node, for example tdx or sev-snp; no snapshot can be taken then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidential: Option<String>,
+    /// What was seen that says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<String>,
+}
+
+/// Kind of sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum SandboxKind {
+    /// Namespaces and cgroups on the node's kernel: the pod's processes are processes of the node.
+    Container,
+    /// A virtual machine that the runtime made for the pod.
+    Kata,
+    /// gVisor: a kernel in user space.
+    #[serde(rename = "GVisor")]
+    Gvisor,
+    /// A virtual machine that runs as a process of the pod, for example one of libvirt or KubeVirt.
+    VirtualMachine,
+    /// None of these.
+    #[default]
+    Unknown,
 }
 
 /// One thing that was looked at.

@@ -732,6 +732,67 @@ reasons! {
             "See the node's kernel log for an out-of-memory kill or a crash of criu.",
         }
     }
+    "Virtual machines" {
+        GuestNotProbed {
+            "The pod runs in a virtual machine, and what the node sees of its monitor says nothing about ptrace inside.",
+            "status.runtime.sandbox has the virtual machine monitor and how it was recognised.",
+            "Nothing for a snapshot of the machine: it needs no ptrace.",
+        }
+        VmmUnsupported {
+            "The virtual machine monitor of the sandbox offers no snapshot to anybody else.",
+            "status.runtime.sandbox names it: Dragonball runs inside its shim and StratoVirt has no snapshot here.",
+            "Run the pod with a RuntimeClass whose hypervisor is QEMU, Cloud Hypervisor or Firecracker.",
+        }
+        VmConfidential {
+            "The guest is a confidential one: its memory is encrypted against the node, so no snapshot of it could be restored.",
+            "The arguments of the virtual machine monitor turn on TDX, SEV, SEV-SNP or secure execution.",
+            "Run the pod without confidential computing if it has to be checkpointed.",
+        }
+        VmMonitorNotFound {
+            "The virtual machine monitor has no socket by which it could be told to pause and to save.",
+            "None of its open sockets is a control socket, going by its arguments.",
+            "Kata with QEMU: set enable_debug = true and extra_monitor_socket = \"qmp\" below [hypervisor.qemu] in Kata's configuration.toml, and create the pod anew.",
+            confirm: "`tr '\\0' '\\n' < /proc/VMM/cmdline; ss -xlp`",
+            affects: "Every new pod of that RuntimeClass: whoever can open that socket controls its machine.",
+        }
+        VmMonitorBusy {
+            "The monitor's one client is somebody else, usually the runtime's shim.",
+            "The socket accepted, and the monitor did not greet within one second: QMP serves one client at a time.",
+            "Kata with QEMU: set enable_debug = true and extra_monitor_socket = \"qmp\" below [hypervisor.qemu] in Kata's configuration.toml, and create the pod anew.",
+            confirm: "`socat - UNIX-CONNECT:SOCKET`",
+            affects: "Every new pod of that RuntimeClass: whoever can open that socket controls its machine.",
+        }
+        VmMonitorFailed {
+            "The monitor answered something that it must not, or stopped answering.",
+            "The message has the request and what came back. Nothing was begun, or the machine was made to run again.",
+            "See whether the virtual machine monitor is alive and not overloaded, and what else uses its socket.",
+        }
+        VmDeviceNotSnapshottable {
+            "A device of the machine cannot be saved.",
+            "The monitor names it (QEMU: `query-migrate`, blocked-reasons), or it is a virtio-fs, vhost-user or VFIO device.",
+            "Kata: use shared_fs = \"none\" with a block based root filesystem, and no vhost-user or VFIO devices, for pods that are to be checkpointed.",
+        }
+        VmAlreadyPaused {
+            "The machine does not run: somebody else has paused it, or it has stopped by itself.",
+            "The monitor says so before anything was done; the message has its word.",
+            "Find who has paused it and let it run, then create another PodCheckpoint.",
+        }
+        VmPauseBudgetExceeded {
+            "Saving the guest's memory would take longer than the sandbox may stand still: Kata ends a sandbox whose agent does not answer.",
+            "The message has the size of the memory, the disk's measured speed, and the time that is allowed.",
+            "Give the guest less memory, the archive root a faster disk, or Kata's runtime-rs a larger health_check_request_timeout_ms.",
+        }
+        VmSnapshotFailed {
+            "The monitor could not save the machine.",
+            "The message has the monitor's own words. The machine was made to run again.",
+            "See the message; a write error means the disk of the archive root.",
+        }
+        VmPaused {
+            "The machine stands still and could not be made to run again.",
+            "The monitor says so after it was told to go on.",
+            "On the node, QEMU: `{\"execute\":\"cont\"}` on its QMP socket; Cloud Hypervisor: `ch-remote --api-socket SOCKET resume`; libvirt: `virsh resume DOMAIN`.",
+        }
+    }
     "The pod afterwards" {
         SourceFrozen {
             "The pod is frozen and could not be thawed.",

@@ -199,6 +199,26 @@ pub fn verify_tar(path: &Path, expected: &Identity) -> Result<Verified, ArchiveE
 /// When something is missing, of another container, or the disk refuses.
 pub fn verify_folder(folder: &Path, expected: &Identity) -> Result<Verified, ArchiveError> {
     let mut found = Contents::default();
+    let verified = sum_files(folder, |name, file| found.take_file(name, file))?;
+    found.check(expected)?;
+    Ok(Verified {
+        stats: found.stats,
+        ..verified
+    })
+}
+
+/// Writes SHA256SUMS into a folder and syncs everything in it.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn sum_folder(folder: &Path) -> Result<Verified, ArchiveError> {
+    sum_files(folder, |_, _| Ok(()))
+}
+
+fn sum_files(
+    folder: &Path,
+    mut take: impl FnMut(&str, &mut Hashed<io::BufReader<&File>>) -> io::Result<()>,
+) -> Result<Verified, ArchiveError> {
     let mut sums = String::new();
     let mut size = 0;
     for relative in files_below(folder).map_err(at(folder))? {
@@ -210,13 +230,12 @@ pub fn verify_folder(folder: &Path, expected: &Identity) -> Result<Verified, Arc
             hash: Sha256::new(),
             bytes: 0,
         };
-        found.take_file(&name, &mut hashed).map_err(at(&path))?;
+        take(&name, &mut hashed).map_err(at(&path))?;
         io::copy(&mut hashed, &mut io::sink()).map_err(at(&path))?;
         file.sync_all().map_err(at(&path))?;
         size += hashed.bytes;
         sums.push_str(&format!("{}  {name}\n", hex(&hashed.hash.finalize())));
     }
-    found.check(expected)?;
     let path = folder.join("SHA256SUMS");
     fs::write(&path, &sums)
         .and_then(|()| File::open(&path)?.sync_all())
@@ -224,7 +243,7 @@ pub fn verify_folder(folder: &Path, expected: &Identity) -> Result<Verified, Arc
     Ok(Verified {
         size,
         sha256: hex(&Sha256::digest(sums.as_bytes())),
-        stats: found.stats,
+        stats: None,
     })
 }
 

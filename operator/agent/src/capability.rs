@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::node::cri::{Cri, Handler, RuntimeVersion};
 use crate::operation::Context;
 use crate::plan;
+use crate::sandbox;
 use crate::validate;
 
 /// Looks at the node and writes the report if it differs from the last one.
@@ -81,8 +82,11 @@ fn capability(handler: Handler, runtime: &RuntimeVersion, kubelet: bool) -> Hand
     let facts = plan::Facts {
         runtime: runtime.name.clone(),
         runtime_major: runtime.major(),
-        shims: vec![handler.runtime_type.clone()],
-        handler: handler.name.clone(),
+        sandbox: sandbox::recognise(&sandbox::Facts {
+            handler: handler.name.clone(),
+            runtime_type: handler.runtime_type.clone(),
+            ..sandbox::Facts::default()
+        }),
         containers: 1,
         kubelet,
     };

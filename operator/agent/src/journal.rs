@@ -11,6 +11,8 @@ use std::time::Duration;
 use podcheckpoint_crds::{DeletionPolicy, PodCheckpointStatus};
 use serde::{Deserialize, Serialize};
 
+use crate::vm::Handle;
+
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -25,6 +27,9 @@ pub struct Entry {
     pub deletion_policy: DeletionPolicy,
     /// Main processes of the containers that may be frozen, on the node.
     pub pids: Vec<TargetProcess>,
+    /// The virtual machine that may be paused.
+    #[serde(default)]
+    pub machine: Option<Handle>,
     /// The agent's part of the status, once the operation has ended and as long as the API server does not have it.
     pub result: Option<PodCheckpointStatus>,
 }
@@ -163,6 +168,7 @@ mod tests {
             namespace: "shop".into(),
             name: "cart".into(),
             deletion_policy: DeletionPolicy::Delete,
+            machine: None,
             pids: vec![TargetProcess {
                 container_id: "c1".into(),
                 pid: 42,

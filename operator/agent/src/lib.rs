@@ -13,5 +13,7 @@ pub mod operation;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod sandbox;
 pub mod security;
 pub mod validate;
+pub mod vm;

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use podcheckpoint_agent::journal::Journal;
@@ -13,6 +14,7 @@ use podcheckpoint_agent::node::watchdog;
 use podcheckpoint_agent::operation::Context;
 use podcheckpoint_agent::run;
 use podcheckpoint_agent::security::Security;
+use podcheckpoint_agent::vm;
 use podcheckpoint_crds::PatchKind;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -42,6 +44,40 @@ enum Command {
         /// The target's freezers, as JSON.
         freezers: String,
     },
+    /// Make a machine run again when the agent is gone. Started by the agent itself.
+    #[command(hide = true)]
+    VmWatchdog {
+        /// Milliseconds until the machine is made to run in any case.
+        deadline: u64,
+        /// Folder of all archives.
+        archive_root: PathBuf,
+        /// How the machine is reached, as JSON.
+        handle: String,
+    },
+    /// Run a program as a process sees files. Started by the agent itself.
+    #[command(hide = true)]
+    InMountsOf {
+        /// The process.
+        pid: i32,
+        /// The program and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Take a snapshot of a machine by hand, or only find out whether that is possible.
+    VmSnapshot(VmSnapshotArguments),
+}
+
+#[derive(clap::Args)]
+struct VmSnapshotArguments {
+    /// Process of the virtual machine monitor.
+    #[arg(long)]
+    vmm_pid: i32,
+    /// Folder to make; its parent needs room for the guest's memory. Without it, the machine is only looked at.
+    #[arg(long)]
+    to: Option<PathBuf>,
+    /// Seconds that the machine may stand still.
+    #[arg(long, default_value_t = 60)]
+    timeout: u64,
 }
 
 #[derive(clap::Args)]
@@ -86,8 +122,37 @@ fn main() -> ExitCode {
             archive_root,
             freezers,
         } => watchdog::main(deadline, &runtime_socket, &archive_root, &freezers),
+        Command::VmWatchdog {
+            deadline,
+            archive_root,
+            handle,
+        } => vm::watchdog::main(Duration::from_millis(deadline), &archive_root, &handle),
+        Command::InMountsOf { pid, command } => in_mounts_of(pid, &command),
+        Command::VmSnapshot(arguments) => vm::by_hand::main(
+            arguments.vmm_pid,
+            arguments.to.as_deref(),
+            Duration::from_secs(arguments.timeout),
+        ),
         Command::Run(arguments) => run_agent(arguments),
     }
+}
+
+/// Only from a process with one thread: a mount namespace belongs to all of them.
+fn in_mounts_of(pid: i32, command: &[String]) -> ExitCode {
+    use std::os::unix::process::CommandExt;
+    let enter = || {
+        let namespace = std::fs::File::open(format!("/proc/{pid}/ns/mnt"))?;
+        rustix::thread::move_into_link_name_space(
+            std::os::fd::AsFd::as_fd(&namespace),
+            Some(rustix::thread::LinkNameSpaceType::Mount),
+        )?;
+        let (program, arguments) = command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
+        Err::<(), _>(std::process::Command::new(program).args(arguments).exec())
+    };
+    if let Err(error) = enter() {
+        eprintln!("{}: {error}", command.join(" "));
+    }
+    ExitCode::FAILURE
 }
 
 fn run_agent(arguments: RunArguments) -> ExitCode {

@@ -1,5 +1,7 @@
 //! One checkpoint, from the first look at the node to the verified archive. The only module that touches the target.
 
+pub(crate) mod machine;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,9 +27,11 @@ use crate::node::tasks::{Tasks, TasksError};
 use crate::node::watchdog::Watchdog;
 use crate::plan::{self, Plan};
 use crate::report::Report;
+use crate::sandbox::{self, Recognised};
 use crate::security::setting::Setting;
 use crate::security::{self, Refusal, Security};
 use crate::validate::{self, NodeCheck, Refused};
+use crate::vm::Handle;
 
 /// How much longer than the agent the watchdog waits: it is for an agent that is gone or stuck.
 const WATCHDOG_GRACE: Duration = Duration::from_secs(2);
@@ -101,7 +105,10 @@ struct Inspection {
     pod_uid: String,
     cri: Cri,
     sandbox: Sandbox,
+    /// Containers whose processes are the node's; none when they are in a machine that is saved as a whole.
     subjects: Vec<Subject>,
+    /// That machine.
+    machine: Option<Box<machine::Subject>>,
     plan: Plan,
 }
 
@@ -125,6 +132,10 @@ pub async fn run(
     phases.end("inspect");
     let freezers = found.as_ref().map(Inspection::freezers).unwrap_or_default();
     let socket = found.as_ref().ok().map(|found| found.cri.socket().to_owned());
+    let machine = found
+        .as_ref()
+        .ok()
+        .and_then(|found| Some(found.machine.as_ref()?.handle()));
     match take(client, context, object, found, report, cancelled, &mut phases).await {
         Ok(Taken::Archive) => {
             let text = completed(report);
@@ -154,7 +165,7 @@ pub async fn run(
         }
         None => Vec::new(),
     };
-    conclude(report, &freezers, &put_back).await;
+    conclude(report, &freezers, machine.as_ref(), &put_back).await;
     phases.end("conclude");
     tracing::info!(
         namespace = object.metadata.namespace,
@@ -215,7 +226,10 @@ async fn take(
     phases: &mut Phases,
 ) -> Result<Taken, Stop> {
     let found = found?;
-    let prepared = prepare(client, context, object, &found, report).await;
+    let prepared = match &found.machine {
+        Some(machine) => machine.look(context, object, report).await,
+        None => prepare(client, context, object, &found, report).await,
+    };
     phases.end("prove");
     prepared?;
     if object.spec.validate_only {
@@ -376,7 +390,12 @@ fn completed(report: &Report) -> String {
 }
 
 /// The conditions that every operation ends with; SourceRunning is read from the kernel.
-async fn conclude(report: &mut Report, freezers: &[Freezer], put_back: &[security::journal::Outcome]) {
+async fn conclude(
+    report: &mut Report,
+    freezers: &[Freezer],
+    machine: Option<&Handle>,
+    put_back: &[security::journal::Outcome],
+) {
     if !report.has(ConditionType::PtraceValidated) {
         report.set(
             ConditionType::PtraceValidated,
@@ -400,7 +419,10 @@ async fn conclude(report: &mut Report, freezers: &[Freezer], put_back: &[securit
     } else {
         SETTLE
     };
-    let (verdict, reason, mut message) = describe_source(settle(freezers, limit).await);
+    let (verdict, reason, mut message) = match machine {
+        Some(machine) => machine::describe_source(machine).await,
+        None => describe_source(settle(freezers, limit).await),
+    };
     if verdict == Verdict::False && frozen_again {
         message.push_str("; it was so before the checkpoint, and was put back");
     } else if verdict == Verdict::False && untouched {
@@ -499,7 +521,10 @@ pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
     }
     let message = "the agent was restarted in the middle of the checkpoint; partial files have been deleted";
     failed(report, &Stop::new(Step::Dump, Reason::AgentInterrupted, message));
-    conclude(report, &freezers, &put_back).await;
+    if let Some(machine) = &entry.machine {
+        machine::release(machine).await;
+    }
+    conclude(report, &freezers, entry.machine.as_ref(), &put_back).await;
 }
 
 // --- looking, without touching -------------------------------------------------------------------------------------
@@ -527,17 +552,14 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
             ),
         )
     })?;
-    let subjects = choose_containers(object, &sandbox)?;
-    report.status.runtime = Some(runtime_facts(&cri, &sandbox, &subjects));
+    let containers = choose_containers(object, &sandbox)?;
+    let recognised = recognise(&sandbox, &containers).await;
+    report.status.runtime = Some(runtime_facts(&cri, &sandbox, &containers, &recognised));
     let facts = plan::Facts {
         runtime: cri.version().name.clone(),
         runtime_major: cri.version().major(),
-        shims: subjects
-            .iter()
-            .map(|s| s.container.runtime_type.clone())
-            .collect(),
-        handler: sandbox.handler.clone(),
-        containers: subjects.len(),
+        sandbox: recognised.clone(),
+        containers: containers.len(),
         kubelet: context.kubelet.is_some(),
     };
     let (plan, skipped) = plan::choose(object.spec.method, &facts);
@@ -545,6 +567,14 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
     let plan = plan.map_err(|(reason, message)| stop(reason, message))?;
     report.status.method = Some(plan.method);
     report.status.consistency = Some(plan.consistency);
+    let machine = (plan.method == Method::VmSnapshot)
+        .then(|| machine::Subject::new(uid, &sandbox, &containers, &recognised))
+        .flatten()
+        .map(Box::new);
+    let subjects: Vec<Subject> = match &machine {
+        Some(_) => Vec::new(),
+        None => containers.into_iter().map(subject).collect::<Result<_, _>>()?,
+    };
     check_target(context, &plan, &subjects, report).await?;
     Ok(Inspection {
         started: SystemTime::now(),
@@ -552,11 +582,12 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
         cri,
         sandbox,
         subjects,
+        machine,
         plan,
     })
 }
 
-fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Subject>, Stop> {
+fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Container>, Stop> {
     let stop = |reason, message: String| Stop::new(Step::Inspect, reason, message);
     // What the controller pinned: the runtime does not tell regular containers from ephemeral ones.
     let pinned = object.status.as_ref().map(|s| s.source_containers.as_slice());
@@ -584,10 +615,24 @@ fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Su
             "no container of the pod runs".into(),
         ));
     }
-    chosen
-        .into_iter()
-        .map(|container| subject(container.clone()))
-        .collect()
+    Ok(chosen.into_iter().cloned().collect())
+}
+
+/// What the pod's processes run in, before any of them is touched.
+async fn recognise(sandbox: &Sandbox, containers: &[Container]) -> Recognised {
+    let (sandbox, containers) = (sandbox.clone(), containers.to_vec());
+    let read = move || {
+        let pids: Vec<i32> = containers.iter().filter_map(|c| c.pid).collect();
+        let first = containers.first();
+        sandbox::recognise(&sandbox::facts::read(&sandbox::Named {
+            sandbox: &sandbox.id,
+            handler: &sandbox.handler,
+            runtime_type: first.and_then(|c| c.runtime_type.as_deref()),
+            binary: first.and_then(|c| c.binary.as_deref()),
+            pids: &pids,
+        }))
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
 fn subject(container: Container) -> Result<Subject, Stop> {
@@ -602,17 +647,26 @@ fn subject(container: Container) -> Result<Subject, Stop> {
     Ok(Subject { container, target })
 }
 
-fn runtime_facts(cri: &Cri, sandbox: &Sandbox, subjects: &[Subject]) -> RuntimeFacts {
-    let first = subjects.first();
+fn runtime_facts(
+    cri: &Cri,
+    sandbox: &Sandbox,
+    containers: &[Container],
+    recognised: &Recognised,
+) -> RuntimeFacts {
+    let first = containers.first();
+    let freezer = first.and_then(|c| Freezer::of_process(c.pid?).ok());
     RuntimeFacts {
         name: Some(cri.version().name.clone()),
         version: Some(cri.version().version.clone()),
         handler: Some(sandbox.handler.clone()).filter(|handler| !handler.is_empty()),
-        oci_runtime: first.and_then(|s| s.container.runtime_type.clone()),
+        oci_runtime: first.and_then(|c| c.runtime_type.clone()),
         criu_version: None,
         kernel: Some(rustix::system::uname().release().to_string_lossy().into_owned()),
-        cgroup_version: first.map(|s| s.target.freezer.number()),
+        cgroup_version: freezer
+            .filter(|_| recognised.shows_processes())
+            .map(|freezer| freezer.number()),
         guest_kernel: None,
+        sandbox: Some(recognised.describe()),
     }
 }
 
@@ -684,6 +738,13 @@ async fn checkpoint(
     let not_writable = |error: ArchiveError| Stop::new(Step::Archive, error.reason(), describe(&error));
     archive::prepare(&folder).map_err(not_writable)?;
     begin(context, object, &uid, found)?;
+    if let Some(machine) = &found.machine {
+        let result = machine
+            .checkpoint(context, object, &folder, report, cancelled)
+            .await;
+        phases.end("snapshot");
+        return keep_or_remove(result, &uid, &folder, report);
+    }
     let deadline = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
     let (dumped, mut frozen) = dump(context, found, &folder, deadline, cancelled).await;
     phases.end("dump");
@@ -698,8 +759,18 @@ async fn checkpoint(
     // A CRIU that has seized the processes thaws them: from then on only CRIU knows how long they stand still.
     frozen = frozen.max(longest_by_criu(report));
     report.status.frozen = (!frozen.is_zero()).then(|| human_duration(frozen));
+    keep_or_remove(result, &uid, &folder, report)
+}
+
+/// What failed leaves nothing but logs; what did not is named in the status.
+fn keep_or_remove(
+    result: Result<(), Stop>,
+    uid: &str,
+    folder: &Path,
+    report: &mut Report,
+) -> Result<(), Stop> {
     if result.is_err() {
-        remove_all_but_logs(&folder);
+        remove_all_but_logs(folder);
     } else {
         let path = format!("checkpoints/{uid}");
         report.status.checkpoint_location = Some(CheckpointLocation {
@@ -723,6 +794,7 @@ fn begin(context: &Context, object: &PodCheckpoint, uid: &str, found: &Inspectio
         name: object.metadata.name.clone().unwrap_or_default(),
         deletion_policy: object.spec.deletion_policy,
         pids: found.subjects.iter().map(process).collect(),
+        machine: found.machine.as_ref().map(|machine| machine.handle()),
         result: None,
     };
     let written = context.journal.write(&entry);

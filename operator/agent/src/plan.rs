@@ -1,6 +1,8 @@
 //! Which method takes the checkpoint, and why the others do not. Pure: no client, no clock.
 
-use podcheckpoint_crds::{Consistency, Method, Reason, SkippedMethod};
+use podcheckpoint_crds::{Consistency, Method, Reason, SandboxKind, SkippedMethod};
+
+use crate::sandbox::{Recognised, VmmKind};
 
 /// What is known of the node and the target.
 #[derive(Clone, Debug)]
@@ -9,10 +11,8 @@ pub struct Facts {
     pub runtime: String,
     /// Its major version.
     pub runtime_major: Option<u32>,
-    /// Shims of the chosen containers.
-    pub shims: Vec<Option<String>>,
-    /// Runtime handler of the pod.
-    pub handler: String,
+    /// What the pod's processes run in.
+    pub sandbox: Recognised,
     /// How many containers are to be checkpointed.
     pub containers: usize,
     /// Whether the agent may ask the kubelet.
@@ -29,7 +29,8 @@ pub struct Plan {
 }
 
 /// The order in which Auto tries them. Direct comes first for several containers, since only it can freeze all of them
-/// before it dumps any; for one, CRI writes the layout that most tools know.
+/// before it dumps any; for one, CRI writes the layout that most tools know. A snapshot of the whole machine comes last:
+/// it is the largest, and is restored as a machine and not as a pod.
 fn preference(containers: usize) -> [Method; 4] {
     if containers > 1 {
         [Method::Direct, Method::Cri, Method::Kubelet, Method::VmSnapshot]
@@ -95,12 +96,12 @@ fn consistency(method: Method, containers: usize) -> Consistency {
     }
 }
 
-/// Why nothing can be done: the obstacle of the method that was asked for, or of the most preferred one.
+/// Why nothing can be done: the obstacle of the method that was asked for, or of the one that comes nearest.
 fn no_method(wanted: Method, facts: &Facts) -> (Reason, String) {
-    let first = if wanted == Method::Auto {
-        Method::Cri
-    } else {
-        wanted
+    let first = match wanted {
+        Method::Auto if is_machine(facts) => Method::VmSnapshot,
+        Method::Auto => Method::Cri,
+        _ => wanted,
     };
     obstacle(first, facts).unwrap_or((
         Reason::MethodUnavailable,
@@ -111,18 +112,22 @@ fn no_method(wanted: Method, facts: &Facts) -> (Reason, String) {
 fn obstacle(method: Method, facts: &Facts) -> Option<(Reason, String)> {
     match method {
         Method::Auto => None,
-        Method::VmSnapshot => Some((
-            Reason::MethodUnavailable,
-            "this version takes no snapshots of virtual machines".into(),
-        )),
-        Method::Cri => unsupported_shim(facts).or_else(|| too_old(facts)),
+        Method::VmSnapshot => no_snapshot(facts),
+        Method::Cri => not_on_the_node(facts).or_else(|| too_old(facts)),
         Method::Kubelet if !facts.kubelet => Some((
             Reason::MethodUnavailable,
             "the agent may not ask the kubelet (chart value agent.kubelet.enabled)".into(),
         )),
-        Method::Kubelet => unsupported_shim(facts).or_else(|| too_old(facts)),
-        Method::Direct => unsupported_shim(facts).or_else(|| not_containerd(facts)),
+        Method::Kubelet => not_on_the_node(facts).or_else(|| too_old(facts)),
+        Method::Direct => not_on_the_node(facts).or_else(|| not_containerd(facts)),
     }
+}
+
+fn is_machine(facts: &Facts) -> bool {
+    matches!(
+        facts.sandbox.kind,
+        SandboxKind::Kata | SandboxKind::VirtualMachine
+    )
 }
 
 fn too_old(facts: &Facts) -> Option<(Reason, String)> {
@@ -145,30 +150,61 @@ fn not_containerd(facts: &Facts) -> Option<(Reason, String)> {
     })
 }
 
-/// Only shims that hand over to an OCI runtime with CRIU can checkpoint; the VMM's process on the node is not the
-/// pod's, so nothing is tried on it.
-fn unsupported_shim(facts: &Facts) -> Option<(Reason, String)> {
-    let shim = facts
-        .shims
-        .iter()
-        .flatten()
-        .find(|shim| !shim.starts_with("io.containerd.runc."))?;
-    Some((
-        Reason::OciRuntimeUnsupported,
-        format!("the shim {shim} (handler {:?}) has no checkpoint", facts.handler),
-    ))
+/// Only what runs on the node's own kernel can be dumped from there. A virtual machine monitor or gVisor's kernel is a
+/// process of the node, but not the pod's, so nothing is tried on it.
+fn not_on_the_node(facts: &Facts) -> Option<(Reason, String)> {
+    let seen = facts.sandbox.evidence.join("; ");
+    let what = match facts.sandbox.kind {
+        SandboxKind::Container => return None,
+        // A runtime that tells nothing of its shim is believed to run containers.
+        SandboxKind::Unknown if facts.sandbox.evidence.is_empty() => return None,
+        SandboxKind::Unknown => "the sandbox is of no kind that can be checkpointed",
+        SandboxKind::Kata | SandboxKind::VirtualMachine => {
+            "the pod's processes are in a virtual machine, where nothing on the node reaches them"
+        }
+        SandboxKind::Gvisor => "the pod's processes are inside gVisor's kernel",
+    };
+    Some((Reason::OciRuntimeUnsupported, format!("{what}: {seen}")))
+}
+
+/// Why the machine of the sandbox cannot be saved, as far as that is known without asking its monitor.
+fn no_snapshot(facts: &Facts) -> Option<(Reason, String)> {
+    let seen = || facts.sandbox.evidence.join("; ");
+    if !is_machine(facts) {
+        let text = "the pod runs in no virtual machine".to_owned();
+        return Some((Reason::MethodUnavailable, text));
+    }
+    let Some(machine) = facts.sandbox.machine() else {
+        return Some((Reason::VmMonitorNotFound, seen()));
+    };
+    if matches!(machine.vmm, VmmKind::Dragonball | VmmKind::StratoVirt) {
+        let text = format!("{} gives no snapshot: {}", machine.vmm.as_str(), seen());
+        return Some((Reason::VmmUnsupported, text));
+    }
+    if let Some(how) = &machine.confidential {
+        let text = format!("the guest's memory is kept from the node by {how}: {}", seen());
+        return Some((Reason::VmConfidential, text));
+    }
+    let reachable = machine.monitor.is_some() || machine.domain.is_some();
+    (!reachable).then(|| {
+        let text = format!("{} has no control socket: {}", machine.vmm.as_str(), seen());
+        (Reason::VmMonitorNotFound, text)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::{Machine, ShimKind, SocketPath};
 
     fn facts() -> Facts {
         Facts {
             runtime: "containerd".into(),
             runtime_major: Some(2),
-            shims: vec![Some("io.containerd.runc.v2".into())],
-            handler: String::new(),
+            sandbox: Recognised {
+                kind: SandboxKind::Container,
+                ..Recognised::default()
+            },
             containers: 1,
             kubelet: true,
         }
@@ -224,13 +260,54 @@ mod tests {
         assert_eq!(chosen(Method::Cri, &facts), Err(Reason::RuntimeTooOld));
     }
 
+    fn in_a_machine(vmm: VmmKind, change: impl Fn(&mut Machine)) -> Facts {
+        let mut machine = Machine {
+            vmm,
+            pid: 11,
+            started: 1,
+            arguments: Vec::new(),
+            monitor: Some(SocketPath::own("/m")),
+            vsock: None,
+            memory: None,
+            confidential: None,
+            domain: None,
+            shim: ShimKind::Other,
+        };
+        change(&mut machine);
+        let sandbox = Recognised {
+            kind: SandboxKind::Kata,
+            machine: Some(machine),
+            evidence: vec!["seen".into()],
+            ..Recognised::default()
+        };
+        Facts { sandbox, ..facts() }
+    }
+
     #[test]
     fn a_vmm_is_never_dumped_in_place_of_its_guest() {
-        let facts = Facts {
-            shims: vec![Some("io.containerd.kata.v2".into())],
-            ..facts()
-        };
-        assert_eq!(chosen(Method::Auto, &facts), Err(Reason::OciRuntimeUnsupported));
+        let facts = in_a_machine(VmmKind::Qemu, |_| {});
+        for method in [Method::Cri, Method::Kubelet, Method::Direct] {
+            assert_eq!(chosen(method, &facts), Err(Reason::OciRuntimeUnsupported));
+        }
+        assert_eq!(chosen(Method::Auto, &facts), Ok(Method::VmSnapshot));
+    }
+
+    #[test]
+    fn what_makes_a_snapshot_impossible_is_the_reason_of_auto() {
+        let confidential = in_a_machine(VmmKind::Qemu, |m| m.confidential = Some("tdx".into()));
+        assert_eq!(chosen(Method::Auto, &confidential), Err(Reason::VmConfidential));
+        let closed = in_a_machine(VmmKind::Qemu, |m| m.monitor = None);
+        assert_eq!(chosen(Method::Auto, &closed), Err(Reason::VmMonitorNotFound));
+        let inside = in_a_machine(VmmKind::Dragonball, |_| {});
+        assert_eq!(chosen(Method::Auto, &inside), Err(Reason::VmmUnsupported));
+    }
+
+    #[test]
+    fn a_pod_on_the_nodes_kernel_has_no_machine_to_save() {
+        assert_eq!(
+            chosen(Method::VmSnapshot, &facts()),
+            Err(Reason::MethodUnavailable)
+        );
     }
 
     #[test]

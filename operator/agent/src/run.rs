@@ -255,6 +255,9 @@ impl Agent {
                 "releasing after an interrupted checkpoint"
             );
             operation::release(&self.context, &freezers).await;
+            if let Some(machine) = &entry.machine {
+                operation::machine::release(machine).await;
+            }
         }
     }
 
@@ -553,6 +556,7 @@ fn bare_entry(object: &PodCheckpoint) -> Entry {
         name: object.name_any(),
         deletion_policy: object.spec.deletion_policy,
         pids: Vec::new(),
+        machine: None,
         result: None,
     }
 }

@@ -127,6 +127,8 @@ pub struct Container {
     pub pid: Option<i32>,
     /// Shim, for example io.containerd.runc.v2.
     pub runtime_type: Option<String>,
+    /// OCI runtime below the shim, where the runtime's configuration names one.
+    pub binary: Option<String>,
     /// The OCI specification that it was started with.
     pub spec: Option<serde_json::Value>,
     /// Image as the pod names it.
@@ -338,6 +340,7 @@ impl Cri {
             running: item.state == CONTAINER_RUNNING,
             pid: info.pid.filter(|pid| *pid > 0),
             runtime_type: info.runtime_type,
+            binary: info.runtime_options.and_then(RuntimeOptions::binary),
             spec: info.runtime_spec,
             image: item.image.map(|image| image.image),
         })
@@ -397,7 +400,21 @@ fn chain(error: &dyn std::error::Error) -> String {
 struct VerboseInfo {
     pid: Option<i32>,
     runtime_type: Option<String>,
+    runtime_options: Option<RuntimeOptions>,
     runtime_spec: Option<serde_json::Value>,
+}
+
+/// Options of runc's shim (containerd.runc.v1.Options), as far as they are needed.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RuntimeOptions {
+    binary_name: String,
+}
+
+impl RuntimeOptions {
+    fn binary(self) -> Option<String> {
+        Some(self.binary_name).filter(|name| !name.is_empty())
+    }
 }
 
 const SANDBOX_READY: i32 = 0;

@@ -107,6 +107,11 @@ fn lock_file(archive_root: &Path) -> io::Result<File> {
     File::create(archive_root.join("watchdog.lock"))
 }
 
+/// Says that a watchdog is at work for as long as the file is open.
+pub(crate) fn hold_lock(archive_root: &Path) -> io::Result<File> {
+    lock_file(archive_root).and_then(|file| Ok(flock(&file, FlockOperation::LockShared).map(|()| file)?))
+}
+
 /// Waits until no watchdog is at work, an earlier agent's included.
 ///
 /// # Errors
@@ -128,8 +133,7 @@ pub fn main(deadline: u64, runtime_socket: &Path, archive_root: &Path, freezers:
         return ExitCode::from(2);
     };
     // Held until this process ends.
-    let lock =
-        lock_file(archive_root).and_then(|file| Ok(flock(&file, FlockOperation::LockShared).map(|()| file)?));
+    let lock = hold_lock(archive_root);
     if let Err(error) = &lock {
         say(&format!("no lock: {error}"));
     }
@@ -164,13 +168,13 @@ pub fn main(deadline: u64, runtime_socket: &Path, archive_root: &Path, freezers:
 }
 
 /// Writes to the agent's log, which ends with the agent: nobody may be there to read, and that must not end the watchdog.
-fn say(message: &str) {
+pub(crate) fn say(message: &str) {
     let _ = writeln!(io::stderr(), "watchdog: {message}");
 }
 
 /// The runtime ends every process in the cgroup of a container whose first process has died, when the container has
 /// the node's pid namespace. The root of each hierarchy is no container's.
-fn leave_agents_cgroup() -> io::Result<()> {
+pub(crate) fn leave_agents_cgroup() -> io::Result<()> {
     let mounts = proc::text("/proc/self/mountinfo")?;
     let own = std::process::id().to_string();
     for root in cgroup_roots(&mounts) {
@@ -196,7 +200,7 @@ fn cgroup_roots(mountinfo: &str) -> Vec<PathBuf> {
 }
 
 /// Waits for the agent's word; false when the agent is gone or late.
-fn wait(deadline: Duration) -> bool {
+pub(crate) fn wait(deadline: Duration) -> bool {
     let started = Instant::now();
     let stdin = io::stdin();
     loop {

@@ -1,0 +1,569 @@
+//! Which sandbox the facts are of, and by what that is known. Pure.
+
+use podcheckpoint_crds::SandboxKind;
+
+use super::facts::{Facts, Process};
+use super::{Machine, ShimKind, SocketPath, VmmKind, Vsock, vmm};
+
+/// What a sandbox is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recognised {
+    /// Its kind.
+    pub kind: SandboxKind,
+    /// The runtime that made it.
+    pub runtime: Option<String>,
+    /// Its machine, when it is one.
+    pub machine: Option<Machine>,
+    /// What was seen that says so.
+    pub evidence: Vec<String>,
+}
+
+/// Recognises a sandbox.
+pub fn recognise(facts: &Facts) -> Recognised {
+    gvisor(facts)
+        .or_else(|| machine(facts))
+        .or_else(|| in_the_shim(facts))
+        .or_else(|| kata_without_monitor(facts))
+        .unwrap_or_else(|| container(facts))
+}
+
+fn shim_type(facts: &Facts) -> &str {
+    facts.runtime_type.as_deref().unwrap_or_default()
+}
+
+fn shim_words(facts: &Facts) -> Vec<String> {
+    let kind = facts.runtime_type.as_ref().map(|name| {
+        format!(
+            "the runtime says that handler {:?} has the shim {name}",
+            facts.handler
+        )
+    });
+    let process = facts
+        .shim
+        .as_ref()
+        .map(|p| format!("its shim is process {} ({})", p.pid, p.program));
+    kind.into_iter().chain(process).collect()
+}
+
+/// gVisor has a shim of its own, or is run by runc's shim as runsc; its kernel calls itself `runsc-sandbox` or has
+/// `boot` among its arguments.
+fn gvisor(facts: &Facts) -> Option<Recognised> {
+    let sentry = facts.processes.iter().find(|p| is_sentry(p));
+    let binary = facts
+        .binary
+        .as_deref()
+        .filter(|b| file_name(b).starts_with("runsc"));
+    if sentry.is_none() && binary.is_none() && !shim_type(facts).starts_with("io.containerd.runsc.") {
+        return None;
+    }
+    let mut evidence = shim_words(facts);
+    evidence.extend(binary.map(|binary| format!("the runtime is configured to run {binary}")));
+    evidence.extend(sentry.map(|p| format!("process {} is gVisor's kernel ({})", p.pid, p.program)));
+    Some(Recognised {
+        kind: SandboxKind::Gvisor,
+        runtime: Some("runsc".into()),
+        machine: None,
+        evidence,
+    })
+}
+
+fn is_sentry(process: &Process) -> bool {
+    let first = process.arguments.first().map(String::as_str).unwrap_or_default();
+    first.starts_with("runsc-sandbox")
+        || process.program.starts_with("runsc") && process.arguments.iter().any(|a| a == "boot")
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// A monitor among the processes: below Kata's shim it is the pod's machine; in a container of a pod, only one that can
+/// be controlled is taken for it, since a program may run a small machine for itself.
+fn machine(facts: &Facts) -> Option<Recognised> {
+    let monitors = facts
+        .processes
+        .iter()
+        .filter_map(|p| Some((vmm::kind(&p.program)?, p)));
+    // The jailer of Firecracker becomes Firecracker; of several processes of one kind, the one with a monitor counts.
+    let mut found: Vec<(VmmKind, &Process, Machine)> = monitors
+        .map(|(kind, process)| (kind, process, describe(facts, kind, process)))
+        .collect();
+    found.sort_by_key(|(_, process, machine)| (machine.monitor.is_none(), process.pid));
+    let (kind, process, machine) = found.into_iter().next()?;
+    let ours = is_kata(facts) || !is_container_shim(facts);
+    if !ours && machine.monitor.is_none() {
+        return None;
+    }
+    let mut evidence = shim_words(facts);
+    let role = if facts.named.contains(&process.pid) {
+        "the process that the runtime calls the container's is"
+    } else if ours {
+        "below the shim runs"
+    } else {
+        "in the pod's container runs"
+    };
+    evidence.push(format!("{role} process {} ({})", process.pid, process.program));
+    evidence.extend(
+        machine
+            .monitor
+            .as_ref()
+            .map(|socket| format!("it is controlled at {socket}")),
+    );
+    evidence.extend(
+        machine
+            .domain
+            .as_ref()
+            .map(|name| format!("it is the libvirt domain {name}")),
+    );
+    evidence.extend(machine.vsock.as_ref().map(|vsock| match vsock {
+        Vsock::Hybrid(socket) => format!("its vsock is at {socket}"),
+        Vsock::Cid(cid) => format!("its vsock has the context identifier {cid}"),
+    }));
+    evidence.extend(
+        machine
+            .confidential
+            .as_ref()
+            .map(|how| format!("its arguments turn on {how}")),
+    );
+    Some(Recognised {
+        kind: if ours {
+            SandboxKind::Kata
+        } else {
+            SandboxKind::VirtualMachine
+        },
+        runtime: Some(if ours {
+            "Kata".into()
+        } else {
+            kind.as_str().to_owned()
+        }),
+        machine: Some(machine),
+        evidence,
+    })
+}
+
+fn describe(facts: &Facts, kind: VmmKind, process: &Process) -> Machine {
+    let shim = facts.shim.as_ref().map(|shim| shim.pid);
+    let monitor = vmm::monitor(kind, process, shim);
+    Machine {
+        vmm: kind,
+        pid: process.pid,
+        started: process.started,
+        vsock: vsock(facts, kind, process, monitor.as_ref()),
+        memory: vmm::memory(kind, &process.arguments),
+        confidential: vmm::confidential(kind, &process.arguments),
+        domain: vmm::domain(&process.arguments),
+        shim: shim_kind(facts),
+        arguments: process.arguments.clone(),
+        monitor,
+    }
+}
+
+fn vsock(facts: &Facts, kind: VmmKind, process: &Process, monitor: Option<&SocketPath>) -> Option<Vsock> {
+    if matches!(kind, VmmKind::Qemu | VmmKind::StratoVirt) {
+        let back_ends = vmm::vsock_back_ends(&process.arguments);
+        let hybrid = back_ends.iter().find_map(|socket| hybrid_of(facts, socket));
+        return hybrid.or_else(|| vmm::cid(&process.arguments).map(Vsock::Cid));
+    }
+    // Cloud Hypervisor and Firecracker take the path through their interface, so only the open socket tells; the only
+    // other thing they listen on is a console, which Kata does not give them.
+    let other = process
+        .sockets
+        .iter()
+        .find(|s| s.listens && monitor.is_none_or(|m| m.path != s.path));
+    let owner = |path: &std::path::Path| SocketPath {
+        path: path.to_owned(),
+        owners: vec![process.pid],
+    };
+    other.map(|socket| Vsock::Hybrid(owner(&socket.path)))
+}
+
+/// The vsock of a back end in a process of its own (vhost-device-vsock): it serves one socket to the monitor and
+/// listens on the other.
+fn hybrid_of(facts: &Facts, back_end: &str) -> Option<Vsock> {
+    let serves =
+        |p: &&Process| vmm::kind(&p.program).is_none() && p.arguments.iter().any(|a| a.contains(back_end));
+    let process = facts.processes.iter().find(serves)?;
+    let argument = vmm::values(&process.arguments, "uds-path")
+        .last()
+        .map(str::to_owned);
+    let vm = vmm::values(&process.arguments, "vm").find_map(|value| vmm::key(value, "uds-path"));
+    let path = argument.or(vm).map(Into::into).or_else(|| {
+        let other = process
+            .sockets
+            .iter()
+            .find(|s| s.listens && s.path.to_str() != Some(back_end));
+        other.map(|socket| socket.path.clone())
+    })?;
+    Some(Vsock::Hybrid(SocketPath {
+        path,
+        owners: vec![process.pid],
+    }))
+}
+
+/// The shims of Kata serve the same monitor socket, in Go below /run/vc and in Rust below /run/kata.
+fn shim_kind(facts: &Facts) -> ShimKind {
+    let sockets = facts
+        .shim
+        .iter()
+        .flat_map(|shim| &shim.sockets)
+        .filter(|s| s.listens);
+    let monitor = sockets.filter(|s| s.path.file_name().is_some_and(|n| n == "shim-monitor.sock"));
+    let path = monitor.map(|s| s.path.to_string_lossy().into_owned()).next();
+    match path {
+        Some(path) if path.contains("/kata/") => ShimKind::KataRust,
+        Some(_) => ShimKind::KataGo,
+        None => ShimKind::Other,
+    }
+}
+
+fn is_kata(facts: &Facts) -> bool {
+    let program = facts
+        .shim
+        .as_ref()
+        .map(|p| p.program.as_str())
+        .unwrap_or_default();
+    shim_type(facts).contains("kata") || program.contains("kata")
+}
+
+/// By the type that the runtime tells; where it tells none, by the shim's program. CRI-O has none for containers.
+fn is_container_shim(facts: &Facts) -> bool {
+    match (&facts.runtime_type, &facts.shim) {
+        (Some(name), _) => name.starts_with("io.containerd.runc."),
+        (None, Some(shim)) => shim.program.contains("-runc-"),
+        (None, None) => true,
+    }
+}
+
+/// Dragonball is a library: the process that the runtime calls the container's is the shim itself.
+fn in_the_shim(facts: &Facts) -> Option<Recognised> {
+    let shim = facts
+        .shim
+        .as_ref()
+        .filter(|shim| is_kata(facts) && facts.named.contains(&shim.pid))?;
+    let hybrid = shim
+        .sockets
+        .iter()
+        .find(|s| s.listens && s.path.extension().is_some_and(|e| e == "hvsock"));
+    let mut evidence = shim_words(facts);
+    evidence.push(
+        "the process that the runtime calls the container's is the shim itself, as with Dragonball".into(),
+    );
+    let machine = Machine {
+        vmm: VmmKind::Dragonball,
+        pid: shim.pid,
+        started: shim.started,
+        arguments: shim.arguments.clone(),
+        monitor: None,
+        vsock: hybrid.map(|s| {
+            Vsock::Hybrid(SocketPath {
+                path: s.path.clone(),
+                owners: vec![shim.pid],
+            })
+        }),
+        memory: None,
+        confidential: None,
+        domain: None,
+        shim: ShimKind::KataRust,
+    };
+    Some(Recognised {
+        kind: SandboxKind::Kata,
+        runtime: Some("Kata".into()),
+        machine: Some(machine),
+        evidence,
+    })
+}
+
+fn kata_without_monitor(facts: &Facts) -> Option<Recognised> {
+    is_kata(facts).then(|| {
+        let mut evidence = shim_words(facts);
+        evidence.push("no virtual machine monitor was found below the shim".into());
+        Recognised {
+            kind: SandboxKind::Kata,
+            runtime: Some("Kata".into()),
+            machine: None,
+            evidence,
+        }
+    })
+}
+
+fn container(facts: &Facts) -> Recognised {
+    let mut evidence = shim_words(facts);
+    let binary = facts
+        .binary
+        .as_deref()
+        .map(file_name)
+        .filter(|name| !name.is_empty());
+    evidence.extend(binary.map(|name| format!("the runtime is configured to run {name}")));
+    let named = facts.processes.iter().find(|p| facts.named.contains(&p.pid));
+    let ours = is_container_shim(facts);
+    if let Some(process) = named.filter(|_| ours) {
+        let text = "runs on the node's kernel";
+        evidence.push(format!(
+            "the container's process {} ({}) {text}",
+            process.pid, process.program
+        ));
+    }
+    let runc = shim_type(facts).contains(".runc.");
+    let kind = if ours && (runc || named.is_some()) {
+        SandboxKind::Container
+    } else {
+        SandboxKind::Unknown
+    };
+    let runtime = binary.map(str::to_owned).or_else(|| runc.then(|| "runc".into()));
+    Recognised {
+        kind,
+        runtime,
+        machine: None,
+        evidence,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::facts::UnixSocket;
+
+    fn process(pid: i32, program: &str, arguments: &str) -> Process {
+        Process {
+            pid,
+            started: 1,
+            program: program.into(),
+            arguments: std::iter::once(program)
+                .chain(arguments.split(' '))
+                .map(str::to_owned)
+                .collect(),
+            sockets: Vec::new(),
+        }
+    }
+
+    fn listening(fd: i32, path: &str) -> UnixSocket {
+        UnixSocket {
+            fd,
+            path: path.into(),
+            listens: true,
+        }
+    }
+
+    fn kata(monitor: Process) -> Facts {
+        Facts {
+            handler: "kata".into(),
+            runtime_type: Some("io.containerd.kata.v2".into()),
+            named: vec![monitor.pid],
+            shim: Some(process(10, "containerd-shim-kata-v2", "-id s")),
+            processes: vec![monitor],
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn a_container_of_runc_crun_or_youki_shows_its_processes() {
+        for (binary, expected) in [
+            (None, "runc"),
+            (Some("/usr/bin/crun"), "crun"),
+            (Some("youki"), "youki"),
+        ] {
+            let facts = Facts {
+                runtime_type: Some("io.containerd.runc.v2".into()),
+                binary: binary.map(str::to_owned),
+                named: vec![7],
+                shim: Some(process(6, "containerd-shim-runc-v2", "-id s")),
+                processes: vec![process(7, "busybox", "sh")],
+                ..Facts::default()
+            };
+            let found = recognise(&facts);
+            assert_eq!(
+                (found.kind, found.runtime.as_deref()),
+                (SandboxKind::Container, Some(expected))
+            );
+            assert!(found.shows_processes());
+        }
+    }
+
+    #[test]
+    fn kata_with_qemu_gives_its_monitor_memory_and_vsock() {
+        let found = recognise(&kata(process(
+            11,
+            "qemu-system-x86_64",
+            "-m 2048M -qmp unix:/run/vc/vm/s/qmp.sock,server=on -device vhost-vsock-pci,guest-cid=77,vhostfd=3",
+        )));
+        let machine = found.machine().unwrap();
+        assert_eq!(
+            (found.kind, machine.vmm, machine.pid),
+            (SandboxKind::Kata, VmmKind::Qemu, 11)
+        );
+        assert_eq!(
+            machine.monitor.as_ref().unwrap().to_string(),
+            "/run/vc/vm/s/qmp.sock"
+        );
+        assert_eq!(
+            (machine.memory, &machine.vsock),
+            (Some(2 << 30), &Some(Vsock::Cid(77)))
+        );
+        assert!(!found.shows_processes());
+        assert!(
+            found
+                .evidence
+                .iter()
+                .any(|e| e.contains("process 11 (qemu-system-x86_64)")),
+            "{:?}",
+            found.evidence
+        );
+    }
+
+    #[test]
+    fn a_vsock_in_user_space_is_found_through_its_back_end() {
+        let mut facts = kata(process(
+            11,
+            "qemu-system-x86_64",
+            "-chardev socket,id=c0,path=/x/vhu.sock -device vhost-user-vsock-pci,chardev=c0",
+        ));
+        facts.processes.push(process(
+            12,
+            "vhost-device-vsock",
+            "--guest-cid 3 --socket /x/vhu.sock --uds-path /x/kata.hvsock",
+        ));
+        let vsock = recognise(&facts).machine.unwrap().vsock.unwrap();
+        assert_eq!(
+            vsock,
+            Vsock::Hybrid(SocketPath {
+                path: "/x/kata.hvsock".into(),
+                owners: vec![12]
+            })
+        );
+    }
+
+    #[test]
+    fn cloud_hypervisor_and_a_jailed_firecracker_are_told_apart() {
+        let mut clh = process(11, "cloud-hypervisor", "--api-socket /run/vc/vm/s/clh-api.sock");
+        clh.sockets = vec![
+            listening(4, "/run/vc/vm/s/clh-api.sock"),
+            listening(9, "/run/vc/vm/s/clh.sock"),
+        ];
+        let machine = recognise(&kata(clh)).machine.unwrap();
+        assert_eq!(machine.vmm, VmmKind::CloudHypervisor);
+        assert!(matches!(&machine.vsock, Some(Vsock::Hybrid(s)) if s.path.ends_with("clh.sock")));
+        let mut fc = process(12, "firecracker", "--id s --api-sock /run/firecracker.socket");
+        fc.sockets = vec![
+            listening(4, "/run/firecracker.socket"),
+            listening(9, "/kata.hvsock"),
+        ];
+        let machine = recognise(&kata(fc)).machine.unwrap();
+        assert_eq!(machine.vmm, VmmKind::Firecracker);
+        assert_eq!(machine.monitor.unwrap().owners, [12, 10]);
+    }
+
+    #[test]
+    fn dragonball_is_known_by_a_container_that_is_the_shim() {
+        let shim = process(10, "containerd-shim-kata-v2", "-id s");
+        let facts = Facts {
+            shim: Some(shim.clone()),
+            named: vec![10],
+            ..kata(shim)
+        };
+        assert_eq!(recognise(&facts).machine.unwrap().vmm, VmmKind::Dragonball);
+    }
+
+    #[test]
+    fn the_shims_health_check_is_known_by_its_socket() {
+        let mut facts = kata(process(11, "qemu-system-x86_64", "-m 1G"));
+        assert_eq!(recognise(&facts).machine.unwrap().shim, ShimKind::Other);
+        for (path, kind) in [
+            ("/run/vc/sbs/s/shim-monitor.sock", ShimKind::KataGo),
+            ("/run/kata/s/shim-monitor.sock", ShimKind::KataRust),
+        ] {
+            facts.shim.as_mut().unwrap().sockets = vec![listening(5, path)];
+            assert_eq!(recognise(&facts).machine.unwrap().shim, kind);
+        }
+    }
+
+    #[test]
+    fn a_confidential_guest_is_known_by_the_monitors_arguments() {
+        let of = |arguments: &str| {
+            recognise(&kata(process(11, "qemu-system-x86_64", arguments)))
+                .machine
+                .unwrap()
+                .confidential
+        };
+        assert_eq!(
+            of("-object tdx-guest,id=tdx -machine q35,confidential-guest-support=tdx").as_deref(),
+            Some("tdx")
+        );
+        assert_eq!(
+            of("-object sev-snp-guest,id=snp,cbitpos=51").as_deref(),
+            Some("sev-snp")
+        );
+        assert_eq!(of("-object memory-backend-memfd,id=m"), None);
+        let clh = process(11, "cloud-hypervisor", "--api-socket /a --platform tdx=on");
+        assert_eq!(
+            recognise(&kata(clh)).machine.unwrap().confidential.as_deref(),
+            Some("tdx")
+        );
+    }
+
+    #[test]
+    fn gvisor_is_known_by_its_shim_its_binary_or_its_kernel() {
+        let by_shim = Facts {
+            runtime_type: Some("io.containerd.runsc.v1".into()),
+            ..Facts::default()
+        };
+        let by_binary = Facts {
+            runtime_type: Some("io.containerd.runc.v2".into()),
+            binary: Some("/usr/bin/runsc".into()),
+            ..Facts::default()
+        };
+        let by_kernel = Facts {
+            named: vec![7],
+            processes: vec![
+                process(7, "exe", "x"),
+                process(8, "runsc", "--root=/r boot --bundle=/b"),
+            ],
+            ..Facts::default()
+        };
+        for facts in [by_shim, by_binary, by_kernel] {
+            assert_eq!(recognise(&facts).kind, SandboxKind::Gvisor);
+        }
+    }
+
+    #[test]
+    fn a_libvirt_machine_in_an_ordinary_pod_is_a_machine() {
+        let facts = Facts {
+            runtime_type: Some("io.containerd.runc.v2".into()),
+            named: vec![7],
+            shim: Some(process(6, "containerd-shim-runc-v2", "-id s")),
+            processes: vec![
+                process(7, "virt-launcher", "x"),
+                process(
+                    8,
+                    "qemu-kvm",
+                    "-name guest=shop_vm,debug-threads=on -chardev socket,id=charmonitor,path=/l/monitor.sock -mon chardev=charmonitor,id=monitor,mode=control",
+                ),
+            ],
+            ..Facts::default()
+        };
+        let found = recognise(&facts);
+        assert_eq!(found.kind, SandboxKind::VirtualMachine);
+        assert_eq!(found.machine.unwrap().domain.as_deref(), Some("shop_vm"));
+    }
+
+    #[test]
+    fn a_program_that_runs_a_small_machine_for_itself_is_still_a_container() {
+        let facts = Facts {
+            runtime_type: Some("io.containerd.runc.v2".into()),
+            named: vec![7],
+            shim: Some(process(6, "containerd-shim-runc-v2", "-id s")),
+            processes: vec![process(7, "sh", "x"), process(8, "qemu-system-arm", "-kernel k")],
+            ..Facts::default()
+        };
+        assert_eq!(recognise(&facts).kind, SandboxKind::Container);
+    }
+
+    #[test]
+    fn kata_whose_monitor_is_gone_is_never_called_a_container() {
+        let facts = Facts {
+            runtime_type: Some("io.containerd.kata.v2".into()),
+            ..Facts::default()
+        };
+        let found = recognise(&facts);
+        assert_eq!((found.kind, found.machine.is_none()), (SandboxKind::Kata, true));
+    }
+}

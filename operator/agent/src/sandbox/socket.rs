@@ -1,0 +1,114 @@
+//! A unix socket as the process that made it sees it.
+//!
+//! A monitor may have another root (a jail), another mount namespace or a name that is relative to its folder, and names
+//! of sandboxes make paths longer than a socket address may be. So the folder is opened through the owner's /proc entry,
+//! and the socket below that.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, open};
+use serde::{Deserialize, Serialize};
+
+/// A socket's name, and in whose view.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct SocketPath {
+    /// The name as it was bound.
+    pub path: PathBuf,
+    /// Processes that may have bound it; the first whose view has it counts.
+    pub owners: Vec<i32>,
+}
+
+impl fmt::Display for SocketPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())
+    }
+}
+
+impl SocketPath {
+    /// A socket that the agent itself sees under this name.
+    pub fn own(path: impl Into<PathBuf>) -> Self {
+        let own = i32::try_from(std::process::id()).unwrap_or_default();
+        Self {
+            path: path.into(),
+            owners: vec![own],
+        }
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// What the last owner's view gave.
+    pub fn connect_blocking(&self) -> io::Result<std::os::unix::net::UnixStream> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for owner in &self.owners {
+            match connect_in(*owner, &self.path) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Connects, for a caller on the async runtime. A unix socket accepts or refuses at once unless its queue is full.
+    ///
+    /// # Errors
+    /// What the last owner's view gave.
+    pub async fn connect(&self) -> io::Result<tokio::net::UnixStream> {
+        let this = self.clone();
+        let stream = tokio::task::spawn_blocking(move || this.connect_blocking());
+        let stream = stream.await.map_err(io::Error::other)??;
+        stream.set_nonblocking(true)?;
+        tokio::net::UnixStream::from_std(stream)
+    }
+}
+
+/// Connects to a name in a process's view.
+fn connect_in(owner: i32, path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
+    let seen = match path.strip_prefix("/") {
+        Ok(relative) => Path::new(&format!("/proc/{owner}/root")).join(relative),
+        Err(_) => Path::new(&format!("/proc/{owner}/cwd")).join(path),
+    };
+    let (Some(folder), Some(name)) = (seen.parent(), seen.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = open(
+        folder,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let short = Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
+    std::os::unix::net::UnixStream::connect(short)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_longer_than_an_address_is_reached() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a".repeat(60)).join("b".repeat(60));
+        std::fs::create_dir_all(&folder).unwrap();
+        let short = tempfile::tempdir().unwrap();
+        let made = short.path().join("monitor.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&made).unwrap();
+        std::fs::rename(&made, folder.join("monitor.sock")).unwrap();
+        let socket = SocketPath::own(folder.join("monitor.sock"));
+        assert!(socket.connect_blocking().is_ok());
+        drop(listener);
+        assert!(socket.connect_blocking().is_err());
+    }
+
+    #[test]
+    fn a_view_that_lacks_the_socket_is_passed_over() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut socket = SocketPath::own(path);
+        socket.owners.insert(0, i32::MAX);
+        assert!(socket.connect_blocking().is_ok());
+    }
+}

@@ -1,0 +1,440 @@
+//! The order of a snapshot: look, refuse what cannot work, arm the watchdog, pause, save, resume, on every path.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{SeekFrom, seek};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::watchdog::Watchdog;
+use super::{Description, Disk, Driver, Handle, VmError};
+use crate::archive::{self, ArchiveError};
+use crate::sandbox::{Machine, ShimKind, VmmKind};
+
+/// How much longer than the agent the watchdog waits.
+const GRACE: Duration = Duration::from_secs(2);
+/// Kata's shim in Go asks the guest's agent every 5 s and waits for 30 s (virtcontainers/monitor.go).
+const KATA_GO: Duration = Duration::from_secs(25);
+/// Kata's shim in Rust asks every 30 s and waits for 90 s (health_check_request_timeout_ms).
+const KATA_RUST: Duration = Duration::from_secs(80);
+/// How much is written to find out how fast the disk is.
+const TRIAL: usize = 32 << 20;
+
+/// What a snapshot may do.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Folder of all archives.
+    pub archive_root: PathBuf,
+    /// Until when it must have ended.
+    pub deadline: Duration,
+    /// What may be lost is accepted.
+    pub allow_degraded: bool,
+    /// Fires when it is called off.
+    pub cancelled: CancellationToken,
+}
+
+/// What is known before anything is done.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Estimate {
+    /// Bytes that are written at most.
+    pub bytes: u64,
+    /// Bytes a second that the disk of the archive root took just now.
+    pub speed: u64,
+    /// How long the machine may stand still.
+    pub allowed: Duration,
+}
+
+/// A snapshot that has been taken; the machine runs.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// What the monitor said before.
+    pub description: Description,
+    /// Its disks, with the copies that were made.
+    pub disks: Vec<Copied>,
+    /// How long the machine stood still.
+    pub paused: Duration,
+    /// How it is restored.
+    pub restore_with: &'static [&'static str],
+}
+
+/// A disk and its copy.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Copied {
+    /// The disk.
+    #[serde(flatten)]
+    pub disk: Disk,
+    /// Its copy in the archive, of the moment of the memory.
+    pub copy: Option<String>,
+    /// Why there is none.
+    pub not_copied: Option<String>,
+}
+
+/// A machine that can be saved as far as is known.
+pub struct Ready {
+    handle: Handle,
+    driver: Box<dyn Driver>,
+    description: Description,
+    estimate: Estimate,
+}
+
+impl Ready {
+    /// In words, for a finding.
+    pub fn words(&self) -> String {
+        let (d, e) = (&self.description, &self.estimate);
+        format!(
+            "{} {}: {}; at most {} MiB to write at {} MiB/s, {} s allowed",
+            self.handle.vmm.as_str(),
+            d.version,
+            d.state,
+            e.bytes >> 20,
+            e.speed >> 20,
+            e.allowed.as_secs()
+        )
+    }
+}
+
+/// Looks at a machine and refuses what could not be saved, or not in time. Changes nothing.
+///
+/// # Errors
+/// Why it cannot be saved.
+pub async fn check(machine: &Machine, limits: &Limits) -> Result<Ready, VmError> {
+    let handle = Handle::of(machine);
+    let stopped = |error: VmError| explain_stopped(error, machine.pid);
+    let mut driver = handle.open().await.map_err(stopped)?;
+    let description = driver.describe().await.map_err(stopped)?;
+    if !description.running {
+        return Err(VmError::NotRunning(description.state));
+    }
+    let mut blockers = description.blockers.clone();
+    if !limits.allow_degraded {
+        blockers.extend(resets_vsock(machine));
+    }
+    if !blockers.is_empty() {
+        return Err(VmError::Devices(blockers));
+    }
+    let bytes = bytes(machine, &description);
+    let root = limits.archive_root.clone();
+    let speed = tokio::task::spawn_blocking(move || room_and_speed(&root, bytes)).await;
+    let speed = speed.map_err(|error| VmError::Watchdog(error.to_string()))??;
+    let estimate = Estimate {
+        bytes,
+        speed,
+        allowed: allowed(machine.shim, limits.deadline),
+    };
+    fits(&estimate)?;
+    Ok(Ready {
+        handle,
+        driver,
+        description,
+        estimate,
+    })
+}
+
+/// A stopped monitor accepts and says nothing, which is not what another client looks like.
+fn explain_stopped(error: VmError, pid: i32) -> VmError {
+    let state = crate::node::process::Facts::of(pid).map(|facts| facts.state);
+    match (&error, state) {
+        (VmError::Busy(_) | VmError::Answer { .. }, Some('T' | 't')) => VmError::Answer {
+            request: "the virtual machine monitor".to_owned(),
+            answer: format!("process {pid} is stopped by a signal or a tracer and answers nothing"),
+        },
+        _ => error,
+    }
+}
+
+/// Kata's shim talks to the guest's agent over vsock and ends a sandbox whose agent it has lost.
+fn resets_vsock(machine: &Machine) -> Option<String> {
+    let firecracker = machine.vmm == VmmKind::Firecracker && machine.shim != ShimKind::Other;
+    firecracker.then(|| {
+        "a snapshot by Firecracker closes the guest's vsock connections, the one to Kata's agent among them, after which Kata may end the pod; to go on nevertheless, set allowDegraded".to_owned()
+    })
+}
+
+fn allowed(shim: ShimKind, deadline: Duration) -> Duration {
+    match shim {
+        ShimKind::KataGo => deadline.min(KATA_GO),
+        ShimKind::KataRust => deadline.min(KATA_RUST),
+        ShimKind::Other => deadline,
+    }
+}
+
+/// Whether the state can be written in time; pure.
+fn fits(estimate: &Estimate) -> Result<(), VmError> {
+    let seconds = estimate.bytes as f64 / estimate.speed.max(1) as f64;
+    if seconds <= estimate.allowed.as_secs_f64() {
+        return Ok(());
+    }
+    Err(VmError::Budget(format!(
+        "{} MiB to write at {} MiB/s take about {seconds:.0} s, and the machine may stand still for {} s",
+        estimate.bytes >> 20,
+        estimate.speed >> 20,
+        estimate.allowed.as_secs()
+    )))
+}
+
+/// Bytes to write: memory that the guest has never used is not there, so it is what the monitor has in memory, and the
+/// disks' files that are copied.
+fn bytes(machine: &Machine, description: &Description) -> u64 {
+    let resident = resident(machine.pid);
+    let whole = description.memory.or(machine.memory).unwrap_or(resident);
+    let writable = description.disks.iter().filter(|disk| !disk.read_only);
+    let disks: u64 = writable
+        .filter_map(|disk| file_of(disk, machine.pid).ok())
+        .map(|(_, size)| size)
+        .sum();
+    whole.min(resident.max(1)).saturating_add(disks)
+}
+
+/// Memory of a process that is in memory or swapped out, from /proc/PID/status.
+fn resident(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let wanted = ["RssAnon:", "RssShmem:", "RssFile:", "VmSwap:"];
+    let lines = status
+        .lines()
+        .filter(|line| wanted.iter().any(|key| line.starts_with(key)));
+    let kibibytes = lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kibibytes.sum::<u64>() * 1024
+}
+
+fn room_and_speed(root: &Path, bytes: u64) -> Result<u64, VmError> {
+    let disk = |error: ArchiveError| {
+        let full = error.reason() == podcheckpoint_crds::Reason::StorageFull;
+        VmError::Disk {
+            path: root.to_owned(),
+            why: error.to_string(),
+            full,
+        }
+    };
+    archive::prepare(root)
+        .and_then(|()| archive::check_room(root, bytes, 1))
+        .map_err(disk)?;
+    let path = root.join(format!(".speed-{}", std::process::id()));
+    let begun = Instant::now();
+    let written = File::create(&path).and_then(|mut file| {
+        let chunk = vec![0x5a; 1 << 20];
+        (0..TRIAL >> 20).try_for_each(|_| file.write_all(&chunk))?;
+        file.sync_data()
+    });
+    let took = begun.elapsed();
+    let _ = fs::remove_file(&path);
+    written.map_err(VmError::disk(&path))?;
+    Ok((TRIAL as f64 / took.as_secs_f64().max(0.000_1)) as u64)
+}
+
+/// Takes the snapshot into a folder that is there and empty. Whatever comes of it, the machine runs when this returns,
+/// or it said so.
+///
+/// # Errors
+/// Why there is none, and whether the machine runs nevertheless is for the caller to ask.
+pub async fn take(ready: Ready, folder: &Path, limits: &Limits) -> Result<Taken, VmError> {
+    let Ready {
+        handle,
+        mut driver,
+        description,
+        estimate,
+    } = ready;
+    let connection = driver.connection();
+    let watchdog = Watchdog::arm(
+        &handle,
+        estimate.allowed + GRACE,
+        &limits.archive_root,
+        connection,
+    )?;
+    let restore_with = driver.restore_with();
+    let begun = Instant::now();
+    let saved = tokio::select! {
+        saved = hold(driver.as_mut(), folder, &description, handle.pid) => saved,
+        () = tokio::time::sleep(estimate.allowed) => Err(late(&estimate, limits)),
+        () = limits.cancelled.cancelled() => Err(VmError::Cancelled),
+    };
+    let resumed = driver.resume().await;
+    let paused = begun.elapsed();
+    // A monitor that serves one client must be free for the watchdog.
+    drop(driver);
+    let runs = resumed.is_ok();
+    let end = move || {
+        if runs {
+            watchdog.disarm()
+        } else {
+            watchdog.release()
+        }
+    };
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(end).await {
+        tracing::error!(%error, "the watchdog is gone");
+    }
+    let disks = saved?;
+    resumed?;
+    Ok(Taken {
+        description,
+        disks,
+        paused,
+        restore_with,
+    })
+}
+
+fn late(estimate: &Estimate, limits: &Limits) -> VmError {
+    if estimate.allowed >= limits.deadline {
+        return VmError::Late(estimate.allowed);
+    }
+    VmError::Budget(format!(
+        "the snapshot was not written within the {} s that the sandbox may stand still, at most {} MiB; the machine was made to run again",
+        estimate.allowed.as_secs(),
+        estimate.bytes >> 20
+    ))
+}
+
+async fn hold(
+    driver: &mut dyn Driver,
+    folder: &Path,
+    description: &Description,
+    pid: i32,
+) -> Result<Vec<Copied>, VmError> {
+    driver.pause().await?;
+    driver.save(folder).await?;
+    let (disks, folder) = (description.disks.clone(), folder.to_owned());
+    let copied = tokio::task::spawn_blocking(move || copy_disks(disks, pid, &folder)).await;
+    copied.map_err(|error| VmError::Watchdog(error.to_string()))?
+}
+
+fn copy_disks(disks: Vec<Disk>, pid: i32, folder: &Path) -> Result<Vec<Copied>, VmError> {
+    let copy = |(number, disk): (usize, Disk)| {
+        let not = |why: &str| {
+            Ok(Copied {
+                disk: disk.clone(),
+                copy: None,
+                not_copied: Some(why.to_owned()),
+            })
+        };
+        if disk.read_only {
+            return not("the guest cannot write to it");
+        }
+        let (path, _) = match file_of(&disk, pid) {
+            Ok(found) => found,
+            Err(why) => return not(&why),
+        };
+        let name = format!("disk{number}");
+        let to = folder.join(&name);
+        copy_sparse(&path, &to).map_err(VmError::disk(&to))?;
+        Ok(Copied {
+            disk,
+            copy: Some(name),
+            not_copied: None,
+        })
+    };
+    disks.into_iter().enumerate().map(copy).collect()
+}
+
+/// The file of a disk as this process reaches it, and how many bytes of it are on the disk.
+fn file_of(disk: &Disk, pid: i32) -> Result<(PathBuf, u64), String> {
+    use std::os::unix::fs::MetadataExt;
+    let path = Path::new(&disk.file);
+    let Ok(relative) = path.strip_prefix("/") else {
+        return Err(format!("{:?} is no file", disk.file));
+    };
+    let seen = Path::new(&format!("/proc/{pid}/root")).join(relative);
+    let metadata = fs::metadata(&seen).map_err(|error| format!("{}: {error}", disk.file))?;
+    if metadata.is_file() {
+        Ok((seen, metadata.blocks() * 512))
+    } else {
+        Err(format!("{} is no regular file", disk.file))
+    }
+}
+
+/// Copies a file with its holes; on file systems that can, its blocks are shared.
+fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
+    let (source, target) = (File::open(from)?, File::create(to)?);
+    if rustix::fs::ioctl_ficlone(target.as_fd(), source.as_fd()).is_ok() {
+        return Ok(());
+    }
+    let length = source.metadata()?.len();
+    target.set_len(length)?;
+    let mut at = 0;
+    while at < length {
+        // ENXIO: nothing but a hole is left.
+        let Ok(data) = seek(&source, SeekFrom::Data(at)) else {
+            break;
+        };
+        let hole = seek(&source, SeekFrom::Hole(data)).unwrap_or(length);
+        copy_range(&source, &target, data, hole)?;
+        at = hole;
+    }
+    Ok(())
+}
+
+fn copy_range(source: &File, target: &File, from: u64, to: u64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = from;
+    while at < to {
+        let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len());
+        let part = buffer.get_mut(..want).unwrap_or_default();
+        let read = source.read_at(part, at)?;
+        if read == 0 {
+            break;
+        }
+        target.write_all_at(part.get(..read).unwrap_or_default(), at)?;
+        at += read as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_that_the_health_check_would_not_survive_is_refused_with_the_numbers() {
+        let estimate = |allowed| Estimate {
+            bytes: 4 << 30,
+            speed: 100 << 20,
+            allowed,
+        };
+        let allowed = super::allowed(ShimKind::KataGo, Duration::from_secs(300));
+        let VmError::Budget(words) = fits(&estimate(allowed)).unwrap_err() else {
+            panic!("no budget")
+        };
+        assert_eq!(
+            words,
+            "4096 MiB to write at 100 MiB/s take about 41 s, and the machine may stand still for 25 s"
+        );
+        assert!(
+            fits(&estimate(super::allowed(
+                ShimKind::KataRust,
+                Duration::from_secs(300)
+            )))
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn the_users_deadline_is_kept_where_no_health_check_is_known() {
+        assert_eq!(
+            allowed(ShimKind::Other, Duration::from_secs(7)),
+            Duration::from_secs(7)
+        );
+        assert_eq!(
+            allowed(ShimKind::KataGo, Duration::from_secs(7)),
+            Duration::from_secs(7)
+        );
+    }
+
+    #[test]
+    fn a_copy_has_the_contents_and_the_holes() {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a"), folder.path().join("b"));
+        let file = File::create(&from).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(b"begin", 0).unwrap();
+        file.write_all_at(b"middle", 32 << 20).unwrap();
+        copy_sparse(&from, &to).unwrap();
+        assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
+    }
+}

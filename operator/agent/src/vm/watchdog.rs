@@ -1,0 +1,154 @@
+//! A process that outlives the agent and makes a machine run again.
+//!
+//! It is started before the machine is paused. When the agent goes away without a word, or the deadline passes, it tells
+//! the monitor to give up what is under way and to let the machine run. A monitor that serves one client is free again
+//! when that client has died; for an agent that lives and hangs, the watchdog holds a copy of the agent's connection and
+//! shuts it down.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::net::{Shutdown, shutdown};
+
+use super::{Handle, VmError, agent_program};
+use crate::node::watchdog::{hold_lock, leave_agents_cgroup, say, wait};
+
+/// The byte by which the agent says that all is well.
+const DONE: u8 = b'd';
+/// How often a machine that does not run yet is told to.
+const TICK: Duration = Duration::from_millis(50);
+/// When the watchdog gives up.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A watchdog that is armed. Dropped without [`Watchdog::disarm`], it makes the machine run.
+#[derive(Debug)]
+pub struct Watchdog {
+    child: Child,
+    word: Option<UnixStream>,
+}
+
+impl Watchdog {
+    /// Starts a watchdog; when this returns it is out of the agent's cgroup and waits. `connection` is the agent's own
+    /// one to a monitor that serves only one.
+    ///
+    /// # Errors
+    /// When it cannot be started. Then nothing may be paused.
+    pub fn arm(
+        handle: &Handle,
+        deadline: Duration,
+        archive_root: &Path,
+        connection: Option<OwnedFd>,
+    ) -> Result<Self, VmError> {
+        let failed = |error: io::Error| VmError::Watchdog(error.to_string());
+        let handle = serde_json::to_string(handle).map_err(|error| failed(io::Error::other(error)))?;
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let mut command = Command::new(agent_program());
+        command
+            .arg("vm-watchdog")
+            .arg(deadline.as_millis().to_string())
+            .arg(archive_root)
+            .arg(handle);
+        command.stdin(OwnedFd::from(theirs));
+        command.stdout(connection.map_or_else(Stdio::null, Stdio::from));
+        let child = command.spawn().map_err(failed)?;
+        // The command still has the other end, which would keep the pair open.
+        drop(command);
+        let mut answer = String::new();
+        let read = ours
+            .try_clone()
+            .and_then(|clone| BufReader::new(clone).read_line(&mut answer));
+        read.map_err(failed)?;
+        let this = Self {
+            child,
+            word: Some(ours),
+        };
+        if answer.trim() == "armed" {
+            Ok(this)
+        } else {
+            Err(failed(io::Error::other("it did not say that it waits")))
+        }
+    }
+
+    /// Tells the watchdog that the machine runs, and waits for its end.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn disarm(mut self) -> io::Result<()> {
+        if let Some(mut word) = self.word.take() {
+            word.write_all(&[DONE])?;
+        }
+        self.child.wait().map(drop)
+    }
+
+    /// Lets the watchdog make the machine run, and waits until it has done so or given up.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn release(mut self) -> io::Result<()> {
+        drop(self.word.take());
+        self.child.wait().map(drop)
+    }
+}
+
+/// The watchdog's own `main`.
+pub fn main(deadline: Duration, archive_root: &Path, handle: &str) -> ExitCode {
+    let Ok(handle) = serde_json::from_str::<Handle>(handle) else {
+        return ExitCode::from(2);
+    };
+    // Held until this process ends.
+    let lock = hold_lock(archive_root);
+    if let Err(error) = &lock {
+        say(&format!("no lock: {error}"));
+    }
+    if let Err(error) = leave_agents_cgroup() {
+        say(&format!("cannot leave the agent's cgroup: {error}"));
+        return ExitCode::FAILURE;
+    }
+    // The agent's terminal signals are not for this process.
+    let _ = rustix::process::setsid();
+    if rustix::io::write(io::stdin(), b"armed\n").is_err() {
+        return ExitCode::FAILURE;
+    }
+    if wait(deadline) {
+        return ExitCode::SUCCESS;
+    }
+    // The copy of the agent's connection, if there is one: an agent that hangs must not keep the monitor.
+    let _ = shutdown(io::stdout(), Shutdown::Both);
+    let outcome = release_blocking(&handle);
+    match &outcome {
+        Ok(()) => say("the machine runs"),
+        Err(error) => say(&format!("the machine could not be made to run: {error}")),
+    }
+    if outcome.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn release_blocking(handle: &Handle) -> Result<(), VmError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| VmError::Watchdog(error.to_string()))?;
+    let started = Instant::now();
+    loop {
+        match runtime.block_on(release(handle)) {
+            Ok(()) => return Ok(()),
+            Err(error @ VmError::Gone(_)) => return Err(error),
+            Err(error) if started.elapsed() >= LIMIT => return Err(error),
+            Err(_) => sleep(TICK),
+        }
+    }
+}
+
+/// Makes a machine run, once.
+///
+/// # Errors
+/// When it does not run afterwards.
+pub async fn release(handle: &Handle) -> Result<(), VmError> {
+    handle.open().await?.resume().await
+}
