@@ -52,9 +52,10 @@ pub fn machine(pid: i32) -> Result<Machine, VmError> {
 
 async fn run(pid: i32, to: Option<&Path>, deadline: Duration) -> Result<String, VmError> {
     let machine = machine(pid)?;
-    let folder = to.unwrap_or(Path::new("/tmp"));
+    // The folder above is somebody's: it is only measured, and never made the agent's own as an archive root is.
+    let above = to.and_then(Path::parent).filter(|above| above.is_dir());
     let limits = Limits {
-        archive_root: folder.parent().unwrap_or(Path::new("/")).to_owned(),
+        archive_root: above.map_or_else(std::env::temp_dir, Path::to_owned),
         deadline,
         allow_degraded: false,
         cancelled: CancellationToken::new(),

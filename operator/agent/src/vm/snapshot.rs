@@ -211,9 +211,7 @@ fn room_and_speed(root: &Path, bytes: u64) -> Result<u64, VmError> {
             full,
         }
     };
-    archive::prepare(root)
-        .and_then(|()| archive::check_room(root, bytes, 1))
-        .map_err(disk)?;
+    archive::check_room(root, bytes, 1).map_err(disk)?;
     let path = root.join(format!(".speed-{}", std::process::id()));
     let begun = Instant::now();
     let written = File::create(&path).and_then(|mut file| {
