@@ -6,9 +6,22 @@ pub const KERNEL: &str = "/sys/kernel/btf/vmlinux";
 /// `BTF_KIND_FUNC`.
 const FUNCTION: u32 = 12;
 
-/// Every function with its number, as far as the format is understood.
-pub fn functions(btf: &[u8]) -> impl Iterator<Item = (u32, &str)> {
-    let (mut rest, strings) = sections(btf).unwrap_or_default();
+/// Name of the function with this number.
+pub fn name(btf: &[u8], number: u32) -> Option<&str> {
+    let (_, name) = functions(btf).find(|(of, _)| *of == number)?;
+    text(sections(btf)?.1, name)
+}
+
+/// Number of the function with this name.
+pub fn number(btf: &[u8], name: &str) -> Option<u32> {
+    let (_, strings) = sections(btf)?;
+    let of = |(number, at)| (text(strings, at) == Some(name)).then_some(number);
+    functions(btf).find_map(of)
+}
+
+/// Every function: its number, and where its name is; as far as the format is understood.
+fn functions(btf: &[u8]) -> impl Iterator<Item = (u32, u32)> {
+    let (mut rest, _) = sections(btf).unwrap_or_default();
     // Number 0 is void, and not in the list.
     let types = (1..).map_while(move |number| {
         let (name, info) = (word(rest, 0)?, word(rest, 4)?);
@@ -16,9 +29,7 @@ pub fn functions(btf: &[u8]) -> impl Iterator<Item = (u32, &str)> {
         rest = rest.get(length(kind, usize::try_from(info & 0xffff).ok()?)?..)?;
         Some((number, kind, name))
     });
-    types
-        .filter(|(_, kind, _)| *kind == FUNCTION)
-        .filter_map(move |(number, _, name)| Some((number, text(strings, name)?)))
+    types.filter_map(|(number, kind, name)| (kind == FUNCTION).then_some((number, name)))
 }
 
 /// Types and strings.
@@ -55,7 +66,7 @@ fn text(strings: &[u8], at: u32) -> Option<&str> {
 mod tests {
     use super::*;
 
-    /// An integer, a function without a name in the strings, and `ab`.
+    /// An integer, a function whose name is not in the strings, and `ab`.
     fn small() -> Vec<u8> {
         let header = [0x1_eb9f, 24, 0, 40, 40, 4];
         let types = [0, 1 << 24, 4, 32, 9, 12 << 24, 1, 1, 12 << 24, 1];
@@ -68,7 +79,12 @@ mod tests {
 
     #[test]
     fn functions_are_found_behind_other_types() {
-        assert_eq!(functions(&small()).collect::<Vec<_>>(), [(3, "ab")]);
+        let btf = small();
+        assert_eq!((number(&btf, "ab"), name(&btf, 3)), (Some(3), Some("ab")));
+        assert_eq!(
+            (number(&btf, "b"), name(&btf, 1), name(&btf, 2)),
+            (None, None, None)
+        );
     }
 
     proptest::proptest! {
@@ -76,7 +92,9 @@ mod tests {
         fn no_bytes_make_it_panic(at in 0..64usize, bytes in proptest::collection::vec(0u8.., 0..80)) {
             let mut btf = small();
             btf.splice(at.min(btf.len()).., bytes.iter().copied());
-            let _ = (functions(&btf).count(), functions(&bytes).count());
+            for btf in [btf, bytes] {
+                let _ = (functions(&btf).count(), number(&btf, "ab"), name(&btf, 3));
+            }
         }
     }
 }

@@ -83,9 +83,8 @@ fn bpf_lsm() -> Option<Vec<LsmProgram>> {
     } else {
         fs::read(btf::KERNEL).unwrap_or_default()
     };
-    let of = |number| btf::functions(&btf).find(|(id, _)| *id == number);
     let named = |program: sys::LsmProgram| LsmProgram {
-        hook: of(program.hook).map(|(_, name)| name.to_owned()),
+        hook: btf::name(&btf, program.hook).map(str::to_owned),
         id: program.id,
         name: program.name,
     };

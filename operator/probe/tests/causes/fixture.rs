@@ -402,7 +402,7 @@ fn first_process() {
     let on = (0..500).any(|_| {
         std::thread::sleep(Duration::from_millis(10));
         let now = progress();
-        now != before && now.contains(" true")
+        now != before && now.contains("true")
     });
     println!("goes on {on}");
     target.kill().and_then(|()| target.wait()).unwrap();
@@ -526,7 +526,7 @@ fn bpf_lsm() -> i32 {
         instruction(0x95, 0, 0),                   // exit
     ];
     let btf = std::fs::read(podcheckpoint_probe::btf::KERNEL).unwrap();
-    let hook = podcheckpoint_probe::btf::functions(&btf).find(|(_, name)| *name == HOOK);
+    let hook = podcheckpoint_probe::btf::number(&btf, HOOK).unwrap();
     // union bpf_attr, include/uapi/linux/bpf.h.
     let mut load = [0u8; 120];
     put(&mut load, 0, &[type_lsm, program.len() as u32]);
@@ -534,7 +534,7 @@ fn bpf_lsm() -> i32 {
     put(&mut load, 16, &words(c"GPL".as_ptr() as u64));
     load[48..60].copy_from_slice(b"deny_tracing");
     put(&mut load, 68, &[lsm_mac]);
-    put(&mut load, 108, &[hook.unwrap().0]);
+    put(&mut load, 108, &[hook]);
     let loaded = bpf(prog_load, &load);
     let mut create = [0u8; 64];
     put(&mut create, 0, &[loaded, 0, lsm_mac]);
