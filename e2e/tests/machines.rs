@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use podcheckpoint_e2e::scenario::{
     COUNT, IMAGE, Namespace, archive, assert_condition, assert_failed, assert_ready, without_agents,
 };
-use podcheckpoint_e2e::{eventually, kubectl, on_node};
+use podcheckpoint_e2e::{eventually, get, kubectl, on_node};
 use serde_json::{Value, json};
 
 /// A pod with one container, `main`, in a machine of a RuntimeClass.
@@ -34,6 +34,21 @@ fn pod(space: &Namespace, name: &str, class: &str, script: &str) -> Result<()> {
         "--timeout=180s",
     ];
     kubectl(&wait).map(drop)
+}
+
+/// The pod counts on and was never restarted. A machine without hardware help is slow on one that does other things too.
+fn goes_on(space: &Namespace, pod: &str) -> Result<()> {
+    let count = || eventually(Duration::from_secs(60), || space.count(pod, "main"));
+    let before = count().context("before")?;
+    eventually(Duration::from_secs(60), || {
+        let now = space.count(pod, "main")?;
+        ensure!(now > before, "the counter stands at {before}");
+        Ok(())
+    })?;
+    let pod = get(&space.0, "pod", pod)?;
+    let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
+    ensure!(*restarts == 0, "restarted: {restarts}");
+    Ok(())
 }
 
 /// A new machine from an archive, with sockets of its own. Its console is on two pipes.
@@ -120,7 +135,7 @@ fn a_pod_in_a_machine_is_saved_through_the_operator_and_goes_on_in_a_new_machine
         sandbox["kind"] == "Kata" && sandbox["vmm"] == "QEMU",
         "{sandbox:#}"
     );
-    space.assert_source_went_on("counter", "main")?;
+    goes_on(&space, "counter")?;
 
     let archive = archive(&status, "main");
     on_node(
@@ -140,7 +155,7 @@ fn a_pod_in_a_machine_is_saved_through_the_operator_and_goes_on_in_a_new_machine
         ensure!(restored.count()? > first, "it stands at {first}");
         Ok(())
     })?;
-    space.assert_source_went_on("counter", "main")
+    goes_on(&space, "counter")
 }
 
 #[test]
@@ -162,8 +177,8 @@ fn a_machine_whose_agent_is_killed_while_it_is_paused_runs_again() -> Result<()>
     )?;
     ensure!(!killed.trim().is_empty(), "no agent was killed");
     let begun = Instant::now();
-    space.assert_source_went_on("counter", "main")?;
-    ensure!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    goes_on(&space, "counter")?;
+    ensure!(begun.elapsed() < Duration::from_secs(90), "{:?}", begun.elapsed());
     let status = space.ended("snapshot")?;
     assert_failed(&status, "Dump", "AgentInterrupted");
     assert_condition(&status, "SourceRunning", "True", "SourceRuns");
@@ -172,7 +187,7 @@ fn a_machine_whose_agent_is_killed_while_it_is_paused_runs_again() -> Result<()>
         "ls -d /var/lib/podcheckpoint/checkpoints/*/vm.partial 2> /dev/null; true",
     )?;
     ensure!(left.trim().is_empty(), "left: {left}");
-    space.assert_source_went_on("counter", "main")
+    goes_on(&space, "counter")
 }
 
 #[test]
@@ -190,7 +205,7 @@ fn what_stands_in_the_way_of_a_snapshot_is_named_and_nothing_is_paused() -> Resu
         let message = status["failure"]["message"].as_str().unwrap_or_default();
         ensure!(message.contains(words), "{message}");
         ensure!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-        space.assert_source_went_on(class, "main")?;
+        goes_on(&space, class)?;
         kubectl(&["-n", &space.0, "delete", "pod", class])?;
     }
     Ok(())

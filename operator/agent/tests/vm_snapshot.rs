@@ -300,13 +300,8 @@ fn a_snapshot_that_is_killed_leaves_a_machine_that_runs_within_a_second() {
     let last = *machine.counted().last().unwrap();
     machine.wait_past(last + 3);
     // What was under way has been given up: the next one is not in its way.
-    assert!(
-        machine
-            .snapshot(&machine.path("next"), 60)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let output = machine.snapshot(&machine.path("next"), 60).output().unwrap();
+    assert!(output.status.success(), "{}", words(&output));
 }
 
 #[test]

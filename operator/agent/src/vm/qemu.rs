@@ -26,6 +26,8 @@ const TICK: Duration = Duration::from_millis(20);
 const SETTLE: Duration = Duration::from_secs(10);
 /// A migration is throttled for the sake of networks, by default to 128 MiB/s; a file needs no such care.
 const BANDWIDTH: u64 = 1 << 40;
+/// What QEMU begins with.
+const DEFAULT_BANDWIDTH: u64 = 128 << 20;
 /// Capabilities of a migration that change what is written; whatever somebody has set is put back afterwards.
 const CAPABILITIES: [&str; 2] = ["mapped-ram", "multifd"];
 /// Name of our descriptor in QEMU.
@@ -108,6 +110,8 @@ impl Qemu {
         let nowhere = json!({"uri": "fd:podcheckpoint-nowhere"});
         match self.qmp.execute("migrate", nowhere).await {
             Err(VmError::Refused { answer, .. }) if answer.contains("podcheckpoint-nowhere") => Ok(None),
+            // Somebody has set mapped-ram, for which this is no place: then the devices were not looked at.
+            Err(VmError::Refused { answer, .. }) if answer.contains("transport") => Ok(None),
             Err(VmError::Refused { answer, .. }) => Ok(Some(answer)),
             Err(error) => Err(error),
             Ok(answer) => Err(nonsense("migrate to nowhere", &answer.to_string())),
@@ -138,7 +142,7 @@ impl Qemu {
         let bandwidth = parameters
             .get("max-bandwidth")
             .and_then(Value::as_u64)
-            .unwrap_or(128 << 20);
+            .unwrap_or(DEFAULT_BANDWIDTH);
         let known = self.capabilities().await?;
         let ours = known
             .iter()
@@ -270,7 +274,13 @@ impl Qemu {
 
     /// The machine runs; what was set for the sake of the snapshot goes back to what it was.
     async fn put_back(&mut self) {
-        let Some(before) = self.before.take() else { return };
+        let before = match self.before.take() {
+            Some(before) => before,
+            None => match self.left_behind().await {
+                Some(before) => before,
+                None => return,
+            },
+        };
         if let Err(error) = self.set(before.bandwidth, before.capabilities).await {
             tracing::warn!(%error, "the parameters of QEMU's migration are not put back");
         }
@@ -285,6 +295,27 @@ impl Qemu {
             let id = set.get("fdset-id").cloned().unwrap_or_default();
             let _ = self.qmp.execute("remove-fd", json!({"fdset-id": id})).await;
         }
+    }
+
+    /// QEMU's defaults, when a process that is gone has left its own settings. No network has this bandwidth, so it is
+    /// known by it.
+    async fn left_behind(&mut self) -> Option<Before> {
+        let parameters = self
+            .qmp
+            .execute("query-migrate-parameters", json!({}))
+            .await
+            .ok()?;
+        let bandwidth = parameters.get("max-bandwidth").and_then(Value::as_u64);
+        let known = self.capabilities().await.ok()?;
+        let ours = known
+            .iter()
+            .filter(|(name, _)| CAPABILITIES.contains(&name.as_str()));
+        (bandwidth == Some(BANDWIDTH)).then(|| Before {
+            bandwidth: DEFAULT_BANDWIDTH,
+            capabilities: ours
+                .map(|(name, _)| json!({"capability": name, "state": false}))
+                .collect(),
+        })
     }
 }
 
