@@ -37,6 +37,8 @@ use crate::vm::Handle;
 const WATCHDOG_GRACE: Duration = Duration::from_secs(2);
 /// How long telling that the target has been proved may take.
 const PROGRESS: Duration = Duration::from_secs(2);
+/// How long looking at the sandbox's processes may take: a process that hangs can make a look at it hang too.
+const RECOGNISE: Duration = Duration::from_secs(3);
 /// How long the target may take to run again after the dump.
 const SETTLE: Duration = Duration::from_secs(5);
 /// How often the freezer is looked at during a dump, which is how exactly the frozen time is known.
@@ -622,21 +624,31 @@ fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Co
     Ok(chosen.into_iter().cloned().collect())
 }
 
-/// What the pod's processes run in, before any of them is touched.
+/// What the pod's processes run in, before any of them is touched. When the node does not tell in time, what the runtime
+/// says has to do.
 async fn recognise(sandbox: &Sandbox, containers: &[Container]) -> Recognised {
-    let (sandbox, containers) = (sandbox.clone(), containers.to_vec());
-    let read = move || {
-        let pids: Vec<i32> = containers.iter().filter_map(|c| c.pid).collect();
-        let first = containers.first();
-        sandbox::recognise(&sandbox::facts::read(&sandbox::Named {
-            sandbox: &sandbox.id,
-            handler: &sandbox.handler,
-            runtime_type: first.and_then(|c| c.runtime_type.as_deref()),
-            binary: first.and_then(|c| c.binary.as_deref()),
-            pids: &pids,
-        }))
+    let first = containers.first();
+    let said = sandbox::Facts {
+        handler: sandbox.handler.clone(),
+        runtime_type: first.and_then(|c| c.runtime_type.clone()),
+        binary: first.and_then(|c| c.binary.clone()),
+        ..sandbox::Facts::default()
     };
-    tokio::task::spawn_blocking(read).await.unwrap_or_default()
+    let (facts, id) = (said.clone(), sandbox.id.clone());
+    let pids: Vec<i32> = containers.iter().filter_map(|c| c.pid).collect();
+    let read = tokio::task::spawn_blocking(move || {
+        sandbox::facts::read(&sandbox::Named {
+            sandbox: &id,
+            handler: &facts.handler,
+            runtime_type: facts.runtime_type.as_deref(),
+            binary: facts.binary.as_deref(),
+            pids: &pids,
+        })
+    });
+    match tokio::time::timeout(RECOGNISE, read).await {
+        Ok(Ok(facts)) => sandbox::recognise(&facts),
+        _ => sandbox::recognise(&said),
+    }
 }
 
 fn subject(container: Container) -> Result<Subject, Stop> {

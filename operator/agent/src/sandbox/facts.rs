@@ -69,7 +69,7 @@ pub struct UnixSocket {
 }
 
 /// Reads the facts. Everything that is read here is answered by the kernel at once, also for a stopped process, apart
-/// from the arguments, which wait for a process that changes its memory map.
+/// from arguments, which wait for a process that changes its memory map: so they are read of few.
 pub fn read(named: &Named<'_>) -> Facts {
     let table = Table::read();
     let shim = named
@@ -89,7 +89,10 @@ pub fn read(named: &Named<'_>) -> Facts {
         binary: named.binary.map(str::to_owned),
         named: named.pids.to_vec(),
         shim: shim.and_then(process),
-        processes: pids.into_iter().filter_map(process).collect(),
+        processes: pids
+            .into_iter()
+            .filter_map(|pid| look(pid, named.pids.contains(&pid)))
+            .collect(),
     }
 }
 
@@ -139,23 +142,37 @@ impl Table {
 }
 
 fn is_shim_of(pid: i32, sandbox: &str) -> bool {
+    if !program(pid).contains("shim") {
+        return false;
+    }
     let arguments = arguments(pid);
     let id = arguments.iter().skip_while(|a| *a != "-id").nth(1);
-    id.is_some_and(|id| id == sandbox) && program(pid, &arguments).contains("shim")
+    id.is_some_and(|id| id == sandbox)
 }
 
-/// One process; `None` when it has ended.
+/// One process with all there is to know of it; `None` when it has ended.
 pub fn process(pid: i32) -> Option<Process> {
-    let arguments = arguments(pid);
-    let program = program(pid, &arguments);
-    // A pod can have many processes with many descriptors each.
-    let tells = vmm::kind(&program).is_some() || program.contains("shim") || program.contains("vhost");
+    look(pid, true)
+}
+
+/// One process. Of those that are no monitor, shim or back end only the name is known, unless `closely` is asked for: a
+/// pod can have many processes with many descriptors each.
+fn look(pid: i32, closely: bool) -> Option<Process> {
+    let program = program(pid);
+    let tells = vmm::kind(&program).is_some()
+        || ["shim", "vhost", "runsc"]
+            .iter()
+            .any(|word| program.contains(word));
     Some(Process {
         pid,
         started: stat(pid)?.started,
         sockets: if tells { sockets(pid) } else { Vec::new() },
+        arguments: if tells || closely {
+            arguments(pid)
+        } else {
+            Vec::new()
+        },
         program,
-        arguments,
     })
 }
 
@@ -190,13 +207,11 @@ fn arguments(pid: i32) -> Vec<String> {
     words
 }
 
-fn program(pid: i32, arguments: &[String]) -> String {
+fn program(pid: i32) -> String {
     let exe = fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let path = exe
-        .or_else(|| arguments.first().map(PathBuf::from))
-        .unwrap_or_default();
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
-    name.unwrap_or_default().trim_end_matches(" (deleted)").to_owned()
+    let name = exe.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let name = name.unwrap_or_else(|| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default());
+    name.trim().trim_end_matches(" (deleted)").to_owned()
 }
 
 /// Descriptor to inode to name: the table of names is that of the process's own network namespace.
