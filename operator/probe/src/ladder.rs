@@ -87,6 +87,7 @@ impl Climber<'_> {
         if request.targets.is_empty() {
             return Ok(());
         }
+        self.canaries()?;
         let quarries: Vec<Quarry> = self.seen.processes.iter().map(quarry).collect();
         for process in &self.seen.processes {
             if let Some(why) = obstacle(process) {
@@ -132,6 +133,23 @@ impl Climber<'_> {
                     "nothing was executed in process {pid}, which was not proved before"
                 )),
             }
+        }
+        Ok(())
+    }
+
+    /// CRIU's code in the target is under the target's profile. A child of the probe's own goes under it first, once for
+    /// each profile.
+    fn canaries(&mut self) -> Result<(), ChildError> {
+        let mut profiles: Vec<(String, i32)> = Vec::new();
+        for process in &self.seen.processes {
+            if let Some(name) = process.profile()
+                && !profiles.iter().any(|(known, _)| known == name)
+            {
+                profiles.push((name.to_owned(), process.pid));
+            }
+        }
+        for (name, pid) in profiles {
+            self.rung(SILENCE, |out| rungs::canary(out, pid, &name))?;
         }
         Ok(())
     }
@@ -402,7 +420,7 @@ impl KernelLog {
         }))
     }
 
-    /// Lines that say that an attach was denied to the probe or one of its children.
+    /// Lines that say that something was denied to the probe or one of its children.
     fn denials(self) -> Vec<String> {
         use std::io::Read;
         let Some(mut file) = self.0 else { return Vec::new() };
@@ -433,10 +451,10 @@ impl KernelLog {
     }
 }
 
-/// Yama, AppArmor, SELinux and seccomp, as they log a denied ptrace. Only what names the probe.
+/// Yama, AppArmor, SELinux and seccomp, as they log what they deny. Only what names the probe.
 fn is_denial(text: &str, comm: &str) -> bool {
     let ptrace = text.contains("ptrace attach of")
-        || text.contains("operation=\"ptrace\"")
+        || text.contains("apparmor=\"DENIED\"")
         || (text.contains("avc:") && text.contains("{ ptrace }"))
         || text.contains("type=1326");
     ptrace && !comm.is_empty() && text.contains(&format!("\"{comm}"))
