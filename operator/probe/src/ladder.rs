@@ -31,6 +31,8 @@ const SILENCE: Duration = Duration::from_millis(400);
 const TARGETS: Duration = Duration::from_millis(900);
 /// How long looking at a task that hangs may take.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long looking for the holders of seccomp listeners among everything that every process has open may take.
+const SEARCH: Duration = Duration::from_millis(400);
 
 /// What is told while the probe goes on.
 pub enum Event<'a> {
@@ -381,7 +383,7 @@ fn listeners() -> Vec<String> {
         }
         found.join("\n").into_bytes()
     };
-    let bytes = child::ask(LOOK, find).unwrap_or_default();
+    let bytes = child::ask(SEARCH, find).unwrap_or_default();
     String::from_utf8_lossy(&bytes)
         .lines()
         .map(str::to_owned)
