@@ -31,8 +31,8 @@ const SILENCE: Duration = Duration::from_millis(400);
 const TARGETS: Duration = Duration::from_millis(900);
 /// How long looking at a task that hangs may take.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long looking for the holders of seccomp listeners among everything that every process has open may take.
-const SEARCH: Duration = Duration::from_millis(400);
+/// How long looking through the descriptors of every process may take.
+const SEARCH: Duration = Duration::from_millis(300);
 
 /// What is told while the probe goes on.
 pub enum Event<'a> {
@@ -359,32 +359,29 @@ fn sample(tid: i32) -> Sample {
     }
 }
 
-/// Who holds a seccomp listener: the one who does not answer.
+/// Who holds a seccomp listener: the one who does not answer. What has been found in time is kept.
 fn listeners() -> Vec<String> {
-    let find = || {
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse::<i32>().ok())
-            else {
-                continue;
-            };
-            let fds = fs::read_dir(entry.path().join("fd"))
+    let find = |out: &mut fs::File| {
+        use std::io::Write;
+        for pid in proc::all() {
+            let fds = fs::read_dir(format!("/proc/{pid}/fd"))
                 .into_iter()
                 .flatten()
                 .flatten();
             let mut links = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
             if links.any(|link| link.to_string_lossy().contains("seccomp notify")) {
                 let comm = proc::status(pid).map(|status| status.comm).unwrap_or_default();
-                found.push(format!("{pid} ({comm})"));
+                let _ = writeln!(out, "{pid} ({comm})");
             }
         }
-        found.join("\n").into_bytes()
     };
-    let bytes = child::ask(SEARCH, find).unwrap_or_default();
-    String::from_utf8_lossy(&bytes)
+    let limits = Limits {
+        silence: SEARCH,
+        total: SEARCH,
+    };
+    let mut found = Vec::new();
+    let _ = child::run(limits, find, |bytes| found.extend_from_slice(bytes), |_| {});
+    String::from_utf8_lossy(&found)
         .lines()
         .map(str::to_owned)
         .collect()
