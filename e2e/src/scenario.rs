@@ -222,7 +222,7 @@ pub fn assert_ready(node: &str, status: &Value) -> Result<()> {
     assert_condition(status, "SourceRunning", "True", "SourceRuns");
     for container in status["checkpointedContainers"].as_array().into_iter().flatten() {
         let path = archive(status, container["name"].as_str().unwrap_or_default());
-        let file = if container["format"] == "Directory" {
+        let file = if container["format"] == "Directory" || container["format"] == "VirtualMachine" {
             format!("{path}/SHA256SUMS")
         } else {
             path

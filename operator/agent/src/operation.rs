@@ -455,6 +455,8 @@ async fn conclude(
         message.push_str("; it was so before the checkpoint, and was put back");
     } else if verdict == Verdict::False && untouched {
         message.push_str("; it was so before, and nothing was done to it");
+    } else if reason == Reason::SourceUnknown && untouched {
+        message.push_str("; nothing was done to it");
     }
     report.set(ConditionType::SourceRunning, verdict, reason, message);
 }
@@ -603,7 +605,9 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
         Some(_) => Vec::new(),
         None => containers.into_iter().map(subject).collect::<Result<_, _>>()?,
     };
-    check_target(context, &plan, &subjects, report).await?;
+    if machine.is_none() {
+        check_target(context, &plan, &subjects, report).await?;
+    }
     Ok(Inspection {
         started: SystemTime::now(),
         pod_uid: uid.to_owned(),

@@ -153,18 +153,22 @@ fn not_containerd(facts: &Facts) -> Option<(Reason, String)> {
 /// Only what runs on the node's own kernel can be dumped from there. A virtual machine monitor or gVisor's kernel is a
 /// process of the node, but not the pod's, so nothing is tried on it.
 fn not_on_the_node(facts: &Facts) -> Option<(Reason, String)> {
-    let seen = facts.sandbox.evidence.join("; ");
     let what = match facts.sandbox.kind {
         SandboxKind::Container => return None,
         // A runtime that tells nothing of its shim is believed to run containers.
         SandboxKind::Unknown if facts.sandbox.evidence.is_empty() => return None,
-        SandboxKind::Unknown => "the sandbox is of no kind that can be checkpointed",
+        SandboxKind::Unknown => "the sandbox is of no kind that is known",
         SandboxKind::Kata | SandboxKind::VirtualMachine => {
             "the pod's processes are in a virtual machine, where nothing on the node reaches them"
         }
         SandboxKind::Gvisor => "the pod's processes are inside gVisor's kernel",
     };
-    Some((Reason::OciRuntimeUnsupported, format!("{what}: {seen}")))
+    // All that was seen is in status.runtime.sandbox; here it would be said once for each method.
+    let seen = match facts.sandbox.machine() {
+        Some(machine) => format!("{}, process {}", machine.vmm.as_str(), machine.pid),
+        None => facts.sandbox.evidence.first().cloned().unwrap_or_default(),
+    };
+    Some((Reason::OciRuntimeUnsupported, format!("{what} ({seen})")))
 }
 
 /// Why the machine of the sandbox cannot be saved, as far as that is known without asking its monitor.

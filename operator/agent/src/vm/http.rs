@@ -68,21 +68,12 @@ async fn exchange(
         .header("Content-Type", "application/json")
         .body(Full::new(body))
         .map_err(|e| failed(&e))?;
-    let answered = async {
-        let answer = sender.send_request(request).await.map_err(|e| failed(&e))?;
-        let status = answer.status();
-        let bytes = Limited::new(answer.into_body(), LIMIT)
-            .collect()
-            .await
-            .map_err(|e| failed(&e))?
-            .to_bytes();
-        Ok::<_, VmError>((status, bytes))
-    };
-    let (status, bytes) = tokio::select! {
-        answered = answered => answered?,
-        // Ends only when the connection does: then there is no answer to come.
-        ended = connection => return Err(nonsense(name, &ended.err().map_or("the monitor closed the connection".to_owned(), |e| e.to_string()))),
-    };
+    // Ends by itself with the sender, also when this is given up.
+    tokio::spawn(connection);
+    let answer = sender.send_request(request).await.map_err(|e| failed(&e))?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), LIMIT).collect().await;
+    let bytes = body.map_err(|e| failed(&e))?.to_bytes();
     if !status.is_success() {
         let words = String::from_utf8_lossy(&bytes).into_owned();
         return Err(VmError::Refused {
@@ -277,11 +268,17 @@ impl Firecracker {
         Ok((state, info))
     }
 
+    fn name(&self) -> String {
+        format!("podcheckpoint-{}", self.pid)
+    }
+
+    fn inside(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.pid)).join(self.name())
+    }
+
     /// A folder inside the jail: Firecracker sees nothing else, and is nobody who may write elsewhere.
     async fn create(&self, folder: &Path) -> Result<(), VmError> {
-        let root = PathBuf::from(format!("/proc/{}/root", self.pid));
-        let name = format!("podcheckpoint-{}", self.pid);
-        let inside = root.join(&name);
+        let (inside, name) = (self.inside(), self.name());
         prepare(&inside, self.pid).map_err(VmError::disk(&inside))?;
         let body = json!({
             "snapshot_type": "Full", "snapshot_path": format!("/{name}/vmstate"), "mem_file_path": format!("/{name}/memory"),
@@ -374,6 +371,8 @@ impl Driver for Firecracker {
             if self.state().await?.0 != "Running" {
                 self.turn("Resumed").await?;
             }
+            // Left there by a save that was given up.
+            let _ = fs::remove_dir_all(self.inside());
             match self.state().await?.0 {
                 state if state == "Running" => Ok(()),
                 state => Err(nonsense("PATCH /vm", &format!("the machine is still {state:?}"))),

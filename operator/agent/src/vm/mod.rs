@@ -14,6 +14,7 @@ pub mod watchdog;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -120,9 +121,19 @@ impl VmError {
     }
 }
 
-/// This program, which starts itself in other roles. Tests, which are another program, name it.
+static AGENT: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the agent's program for a process that is another one, such as a test.
+pub fn set_agent_program(path: PathBuf) {
+    let _ = AGENT.set(path);
+}
+
+/// This program, which starts itself in other roles.
 pub(crate) fn agent_program() -> PathBuf {
-    std::env::var_os("PODCHECKPOINT_AGENT").map_or_else(|| PathBuf::from("/proc/self/exe"), PathBuf::from)
+    AGENT
+        .get()
+        .cloned()
+        .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
 }
 
 fn is_full(words: &str) -> bool {

@@ -357,7 +357,11 @@ fn devices(pid: i32) -> Vec<String> {
         .filter(|(option, _)| option.trim_start_matches('-') == "device")
         .map(|(_, value)| value);
     let outside = |device: &&String| device.contains("vhost-user-") || device.contains("vfio-");
-    let name = |device: &String| device.split(',').next().unwrap_or(device).to_owned();
+    let name = |device: &String| {
+        let json: Option<Value> = serde_json::from_str(device).ok();
+        let driver = json.and_then(|json| Some(json.get("driver")?.as_str()?.to_owned()));
+        driver.unwrap_or_else(|| device.split(',').next().unwrap_or(device).to_owned())
+    };
     devices
         .filter(outside)
         .map(|device| format!("the device {} has its state outside of QEMU", name(device)))

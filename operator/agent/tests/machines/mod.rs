@@ -86,7 +86,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// An initial file system with nothing but the counter.
-fn initrd(folder: &Path, mebibytes: u32) -> PathBuf {
+pub fn initrd(folder: &Path, mebibytes: u32) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines/counter.c");
     let program = folder.join("counter");
     let built = Command::new("cc")
