@@ -515,16 +515,34 @@ pub struct Patch {
     /// When it was changed; absent for a plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied_time: Option<Time>,
-    /// When it was changed back.
+    /// When this checkpoint was done with it; outcome says what became of it then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reverted_time: Option<Time>,
+    /// What became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<PatchOutcome>,
+}
+
+/// What became of a changed setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum PatchOutcome {
+    /// It is what it was before.
+    Restored,
+    /// Other checkpoints need it still, and the last of them puts it back.
+    Shared,
+    /// Somebody else has changed it meanwhile, or uses it: it was left.
+    ChangedByOthers,
 }
 
 /// Kind of a security setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 pub enum PatchKind {
+    /// The AppArmor profile of the pod is put into complain mode: what it denies is allowed and logged.
+    AppArmor,
     /// A cgroup that somebody froze is thawed, and frozen again afterwards.
     Freezer,
+    /// A module that the kernel lacks is loaded, and unloaded afterwards if nothing uses it.
+    KernelModule,
     /// SELinux' boolean deny_ptrace is turned off.
     #[serde(rename = "SELinux")]
     Selinux,
@@ -534,12 +552,20 @@ pub enum PatchKind {
 
 impl PatchKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Freezer, Self::Selinux, Self::Yama];
+    pub const ALL: [Self; 5] = [
+        Self::AppArmor,
+        Self::Freezer,
+        Self::KernelModule,
+        Self::Selinux,
+        Self::Yama,
+    ];
 
     /// The name as it stands in the API and in the chart's values.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::AppArmor => "AppArmor",
             Self::Freezer => "Freezer",
+            Self::KernelModule => "KernelModule",
             Self::Selinux => "SELinux",
             Self::Yama => "Yama",
         }

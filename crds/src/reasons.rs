@@ -663,8 +663,10 @@ reasons! {
         }
         LsmDenied {
             "AppArmor or SELinux denied what CRIU does inside a process.",
-            "CRIU's log has `Unable to connect a transport socket: Permission denied`.",
-            "Allow it in the profile, or run the pod with appArmorProfile type Unconfined.",
+            "A child of the probe's own under the same AppArmor profile was refused a unix socket or /proc, or CRIU's log has `Unable to connect a transport socket: Permission denied`. The dump would fail with the processes frozen.",
+            "Add the rules that the message names to the pod's AppArmor profile, or run the pod with appArmorProfile type Unconfined. `securityPatches: Temporary` puts the profile into complain mode for the time of the checkpoint.",
+            confirm: "`cat /proc/PID/attr/current; dmesg | grep 'apparmor=\"DENIED\"'`",
+            affects: "The profile: every process on the node that runs under it.",
         }
         ZombieInTree {
             "A process that has ended is not reaped by its parent.",
@@ -723,8 +725,10 @@ reasons! {
         }
         KernelFeatureMissing {
             "The kernel lacks something that CRIU needs.",
-            "CRIU's log names it, for example a sock_diag module.",
-            "Load the module or boot a kernel with CONFIG_CHECKPOINT_RESTORE and the *_DIAG options.",
+            "The kernel does not list sockets when it is asked, without which CRIU saves no network namespace, or CRIU's log names something else. `criu check` may call the same kernel good.",
+            "Load the modules with `modprobe -a unix_diag tcp_diag udp_diag af_packet_diag` and see why the kernel may not load them itself (a blacklist in /etc/modprobe.d), or boot a kernel with CONFIG_CHECKPOINT_RESTORE and the *_DIAG options. `securityPatches: Temporary` loads them for the time of the checkpoint.",
+            confirm: "`lsmod | grep _diag; cat /proc/sys/kernel/modules_disabled; grep -r _diag /etc/modprobe.d`",
+            affects: "A module: the node.",
         }
         CriuCrashed {
             "CRIU ended without an answer.",

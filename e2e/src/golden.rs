@@ -21,6 +21,7 @@ const MASKS: &[(&str, &str)] = &[
         "UID",
     ),
     (r"[0-9a-f]{64}", "HASH"),
+    (r"\bpolicy [0-9a-f]{16}\b", "policy HASH"),
     (r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
     // Columns of the events.
     (

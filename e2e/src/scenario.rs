@@ -68,7 +68,7 @@ impl Namespace {
             "wait",
             "--for=condition=Ready",
             &format!("pod/{name}"),
-            "--timeout=60s",
+            "--timeout=180s",
         ])
         .map(drop)
     }
@@ -300,7 +300,7 @@ pub fn without_agents() -> Result<()> {
         "-l",
         agents,
         "--wait",
-        "--timeout=60s",
+        "--timeout=180s",
     ])
     .map(drop)
 }

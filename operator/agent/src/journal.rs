@@ -148,11 +148,19 @@ fn read(path: &Path) -> io::Result<Option<Entry>> {
 /// # Errors
 /// When the disk refuses; the old file is then still there.
 pub fn write_synced(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    write_bytes_synced(path, &serde_json::to_vec(value).map_err(io::Error::other)?)
+}
+
+/// As [`write_synced`], for bytes.
+///
+/// # Errors
+/// As there.
+pub fn write_bytes_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     fs::create_dir_all(folder)?;
     let partial = path.with_extension("partial");
     let mut file = File::create(&partial)?;
-    file.write_all(&serde_json::to_vec(value).map_err(io::Error::other)?)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&partial, path)?;
     File::open(folder)?.sync_all()

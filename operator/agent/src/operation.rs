@@ -254,6 +254,7 @@ async fn prepare(
 ) -> Result<(), Stop> {
     let mut changed: Vec<Setting> = Vec::new();
     let before = report.status.findings.len();
+    share(context, object, found, report, &mut changed).await?;
     loop {
         report.status.findings.truncate(before);
         let Err(refused) = prove(context, object, found, report).await else {
@@ -294,6 +295,32 @@ async fn prepare(
     }
 }
 
+/// What other checkpoints have changed stays so until this one has ended.
+async fn share(
+    context: &Context,
+    object: &PodCheckpoint,
+    found: &Inspection,
+    report: &mut Report,
+    changed: &mut Vec<Setting>,
+) -> Result<(), Stop> {
+    let pids = found.subjects.iter().map(|subject| subject.target.pid);
+    let profiles = pids.filter_map(security::profile_of).collect();
+    let joined = context.security.join(object, profiles).await.map_err(|error| {
+        report.set(
+            ConditionType::SecurityPrepared,
+            Verdict::False,
+            Reason::PatchFailed,
+            error.to_string(),
+        );
+        Stop::new(Step::ValidatePtrace, Reason::PatchFailed, error.to_string())
+    })?;
+    for entry in joined {
+        report.status.patches.push(entry.describe());
+        changed.push(entry.setting);
+    }
+    Ok(())
+}
+
 /// The settings that are to be changed next.
 fn wanted(
     context: &Context,
@@ -313,7 +340,8 @@ fn wanted(
         None => Err("the probe did not answer, so the cause is not known"),
     };
     let planned = planned.and_then(|mut settings| {
-        settings.retain(|setting| !changed.contains(setting));
+        let missing = |setting: &Setting| !setting.read().is_ok_and(|value| setting.suffices(&value));
+        settings.retain(|setting| !changed.contains(setting) && missing(setting));
         if settings.is_empty() {
             Err("nothing else that could be changed is the cause")
         } else {

@@ -9,7 +9,8 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource, ResourceExt};
 use podcheckpoint_crds::{
-    CONTROLLER_MANAGER, CheckpointNode, CheckpointNodeSpec, FINALIZER, PodCheckpoint, PodCheckpointStatus,
+    CONTROLLER_MANAGER, CheckpointNode, CheckpointNodeSpec, FINALIZER, PatchOutcome, PodCheckpoint,
+    PodCheckpointStatus,
 };
 use serde_json::json;
 
@@ -178,6 +179,27 @@ impl Hand {
     }
 }
 
+/// What became of a change, as an event.
+fn ended(patch: &podcheckpoint_crds::Patch, whom: &str) -> (EventType, &'static str, String) {
+    let (setting, before, after) = (&patch.setting, &patch.before, &patch.after);
+    match patch.outcome {
+        Some(PatchOutcome::Restored) | None => {
+            let note = format!("{setting} is {before} again, after {whom}");
+            (EventType::Normal, "NodeSecurityRestored", note)
+        }
+        Some(PatchOutcome::Shared) => {
+            let note = format!("{setting} is still {after} for other checkpoints, after {whom}");
+            (EventType::Normal, "NodeSecurityShared", note)
+        }
+        Some(PatchOutcome::ChangedByOthers) => {
+            let note = format!(
+                "{setting} was changed from {before} to {after} for {whom}, and somebody else has changed it since or uses it: it was left"
+            );
+            (EventType::Warning, "NodeSecurityChangedByOthers", note)
+        }
+    }
+}
+
 fn log(object: &PodCheckpoint, event: &Event) {
     let (name, namespace) = (object.name_any(), object.namespace());
     match event {
@@ -248,8 +270,7 @@ fn kube_events(object: &PodCheckpoint, event: &Event) -> Vec<(KubeEvent, ObjectR
                 object.name_any()
             );
             let (type_, reason, note) = if *reverted {
-                let note = format!("{} is {} again, after {whom}", patch.setting, patch.before);
-                (EventType::Normal, "NodeSecurityRestored", note)
+                ended(patch, &whom)
             } else {
                 let note = format!(
                     "{} was changed from {} to {} for {whom}, for at most {} s: {}",

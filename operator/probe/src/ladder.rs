@@ -31,6 +31,8 @@ const SILENCE: Duration = Duration::from_millis(400);
 const TARGETS: Duration = Duration::from_millis(900);
 /// How long looking at a task that hangs may take.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long looking through the descriptors of every process may take.
+const SEARCH: Duration = Duration::from_millis(300);
 
 /// What is told while the probe goes on.
 pub enum Event<'a> {
@@ -87,6 +89,7 @@ impl Climber<'_> {
         if request.targets.is_empty() {
             return Ok(());
         }
+        self.canaries()?;
         let quarries: Vec<Quarry> = self.seen.processes.iter().map(quarry).collect();
         for process in &self.seen.processes {
             if let Some(why) = obstacle(process) {
@@ -132,6 +135,23 @@ impl Climber<'_> {
                     "nothing was executed in process {pid}, which was not proved before"
                 )),
             }
+        }
+        Ok(())
+    }
+
+    /// CRIU's code in the target is under the target's profile. A child of the probe's own goes under it first, once for
+    /// each profile.
+    fn canaries(&mut self) -> Result<(), ChildError> {
+        let mut profiles: Vec<(String, i32)> = Vec::new();
+        for process in &self.seen.processes {
+            if let Some(name) = process.profile()
+                && !profiles.iter().any(|(known, _)| known == name)
+            {
+                profiles.push((name.to_owned(), process.pid));
+            }
+        }
+        for (name, pid) in profiles {
+            self.rung(SILENCE, |out| rungs::canary(out, pid, &name))?;
         }
         Ok(())
     }
@@ -339,32 +359,29 @@ fn sample(tid: i32) -> Sample {
     }
 }
 
-/// Who holds a seccomp listener: the one who does not answer.
+/// Who holds a seccomp listener: the one who does not answer. What has been found in time is kept.
 fn listeners() -> Vec<String> {
-    let find = || {
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse::<i32>().ok())
-            else {
-                continue;
-            };
-            let fds = fs::read_dir(entry.path().join("fd"))
+    let find = |out: &mut fs::File| {
+        use std::io::Write;
+        for pid in proc::all() {
+            let fds = fs::read_dir(format!("/proc/{pid}/fd"))
                 .into_iter()
                 .flatten()
                 .flatten();
             let mut links = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
             if links.any(|link| link.to_string_lossy().contains("seccomp notify")) {
                 let comm = proc::status(pid).map(|status| status.comm).unwrap_or_default();
-                found.push(format!("{pid} ({comm})"));
+                let _ = writeln!(out, "{pid} ({comm})");
             }
         }
-        found.join("\n").into_bytes()
     };
-    let bytes = child::ask(LOOK, find).unwrap_or_default();
-    String::from_utf8_lossy(&bytes)
+    let limits = Limits {
+        silence: SEARCH,
+        total: SEARCH,
+    };
+    let mut found = Vec::new();
+    let _ = child::run(limits, find, |bytes| found.extend_from_slice(bytes), |_| {});
+    String::from_utf8_lossy(&found)
         .lines()
         .map(str::to_owned)
         .collect()
@@ -402,7 +419,7 @@ impl KernelLog {
         }))
     }
 
-    /// Lines that say that an attach was denied to the probe or one of its children.
+    /// Lines that say that something was denied to the probe or one of its children.
     fn denials(self) -> Vec<String> {
         use std::io::Read;
         let Some(mut file) = self.0 else { return Vec::new() };
@@ -433,10 +450,10 @@ impl KernelLog {
     }
 }
 
-/// Yama, AppArmor, SELinux and seccomp, as they log a denied ptrace. Only what names the probe.
+/// Yama, AppArmor, SELinux and seccomp, as they log what they deny. Only what names the probe.
 fn is_denial(text: &str, comm: &str) -> bool {
     let ptrace = text.contains("ptrace attach of")
-        || text.contains("operation=\"ptrace\"")
+        || text.contains("apparmor=\"DENIED\"")
         || (text.contains("avc:") && text.contains("{ ptrace }"))
         || text.contains("type=1326");
     ptrace && !comm.is_empty() && text.contains(&format!("\"{comm}"))

@@ -139,6 +139,12 @@ pub struct Process {
 }
 
 impl Process {
+    /// Its AppArmor profile, where it is confined by one: labels are `NAME (MODE)`, and SELinux' have no mode.
+    pub fn profile(&self) -> Option<&str> {
+        let (name, mode) = self.label.as_deref()?.rsplit_once(" (")?;
+        (mode.ends_with(')') && !name.is_empty()).then_some(name)
+    }
+
     /// Its first thread has ended. Other threads may be in that state for a moment, which means nothing.
     pub fn leader_ended(&self) -> bool {
         let leader = self.notable.iter().find(|thread| thread.tid == self.pid);
@@ -203,6 +209,8 @@ pub enum Subject {
     Own,
     /// The target.
     Target,
+    /// A child of the probe's own under the target's security label: the pid is the process whose label it is.
+    Canary,
 }
 
 /// What was tried.
@@ -252,6 +260,14 @@ pub enum Step {
     Detach,
     /// The thread is untraced again.
     RunsAgain,
+    /// The canary takes the target's AppArmor profile.
+    Profile,
+    /// A unix socket of the type SOCK_SEQPACKET carries a message: how CRIU talks to its code in the target.
+    UnixSocket,
+    /// /proc is opened, as CRIU's code in the target does.
+    ProcFolder,
+    /// /proc/self/cgroup is opened, as CRIU's code in the target does.
+    CgroupFile,
     /// One system call is executed in the thread, where that was asked for.
     Inject,
     /// memfd_create(2) in the thread.
@@ -267,7 +283,7 @@ pub enum Step {
 
 impl Step {
     /// All of them, in the order of the ladder.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 31] = [
         Self::Clock,
         Self::ForkAndWait,
         Self::StopWithoutPtrace,
@@ -290,6 +306,10 @@ impl Step {
         Self::Breakpoint,
         Self::Detach,
         Self::RunsAgain,
+        Self::Profile,
+        Self::UnixSocket,
+        Self::ProcFolder,
+        Self::CgroupFile,
         Self::Inject,
         Self::MemFile,
         Self::MapCode,

@@ -120,6 +120,27 @@ fn wait_for_stop(pid: i32, limit: Duration) -> Result<Option<i32>, Errno> {
     Ok(None)
 }
 
+/// What CRIU's code does inside a process of the target, done under the same AppArmor profile by this child, which ends
+/// with it. The names are those that the kernel compares with the profile's rules.
+pub fn canary(out: &mut File, pid: i32, profile: &str) {
+    let mut teller = Teller::new(out, Subject::Canary, pid);
+    let change = || {
+        let order = format!("changeprofile {profile}");
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open("/proc/self/attr/current");
+        let written = file.and_then(|mut file| std::io::Write::write(&mut file, order.as_bytes()));
+        written.map_err(errno).map(|_| 0)
+    };
+    if teller.step(Step::Profile, change).is_err() {
+        return;
+    }
+    let _ = teller.step(Step::UnixSocket, sys::carries_a_message);
+    let open = |path: &str| File::open(path).map_err(errno).map(|_| 0);
+    let _ = teller.step(Step::ProcFolder, || open("/proc/"));
+    let _ = teller.step(Step::CgroupFile, || open("/proc/self/cgroup"));
+}
+
 /// A process of the target, as far as the child has to know it.
 #[derive(Clone, Debug)]
 pub struct Quarry {

@@ -594,6 +594,25 @@ pub fn lists_sockets(family: u8, protocol: u8) -> Result<(), Errno> {
     }
 }
 
+/// Sends a message through a pair of unix sockets of the type SOCK_SEQPACKET and receives it.
+pub fn carries_a_message() -> Result<i64, Errno> {
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    let mut ends: [c_int; 2] = [-1; 2];
+    // SAFETY: the array has room for the two descriptors that the kernel writes.
+    checked(c_long::from(unsafe {
+        libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr())
+    }))?;
+    let [from, to] = ends.map(|fd| owned(i64::from(fd)));
+    let (from, to) = (from?, to?);
+    let mut byte = [1u8; 1];
+    // SAFETY: the buffer and its length belong together.
+    let sent = unsafe { libc::send(from.as_raw_fd(), byte.as_ptr().cast(), 1, 0) };
+    checked(i64::try_from(sent).unwrap_or(-1))?;
+    // SAFETY: as above.
+    let got = unsafe { libc::recv(to.as_raw_fd(), byte.as_mut_ptr().cast(), 1, libc::MSG_DONTWAIT) };
+    checked(i64::try_from(got).unwrap_or(-1))
+}
+
 /// Whether the kernel has userfaultfd(2).
 pub fn has_userfaultfd() -> bool {
     // SAFETY: only numbers are passed; a descriptor that comes back is owned by nobody else.

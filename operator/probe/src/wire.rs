@@ -39,6 +39,7 @@ impl Message {
             Subject::Control => 0,
             Subject::Own => 1,
             Subject::Target => 2,
+            Subject::Canary => 3,
         };
         // A value never needs more than 32 bits: counts, sizes and microseconds.
         let value = i32::try_from(value).unwrap_or(i32::MAX);
@@ -84,6 +85,7 @@ impl Message {
                 0 => Subject::Control,
                 1 => Subject::Own,
                 2 => Subject::Target,
+                3 => Subject::Canary,
                 _ => return None,
             },
             step: *Step::ALL.get(usize::from(step))?,

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::setting::{Setting, SettingError};
-use crate::journal::write_synced;
+use crate::journal::{write_bytes_synced, write_synced};
 
 /// A change that is or may be in force.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -53,23 +53,29 @@ impl Entry {
         let longest = self.holders.iter().map(|holder| holder.at_most_seconds).max();
         Patch {
             applied_time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(self.applied)),
-            ..describe(&self.setting, &self.before, longest.unwrap_or_default())
+            ..describe(
+                &self.setting,
+                &self.before,
+                &self.after,
+                longest.unwrap_or_default(),
+            )
         }
     }
 }
 
 /// A change that has not been made, as a status shows it.
-pub fn describe(setting: &Setting, before: &str, at_most_seconds: i32) -> Patch {
+pub fn describe(setting: &Setting, before: &str, after: &str, at_most_seconds: i32) -> Patch {
     Patch {
         kind: setting.kind(),
         setting: setting.name(),
         scope: setting.scope().to_owned(),
         before: before.to_owned(),
-        after: setting.wanted().to_owned(),
+        after: after.to_owned(),
         exposes: setting.exposes().to_owned(),
         at_most_seconds,
         applied_time: None,
         reverted_time: None,
+        outcome: None,
     }
 }
 
@@ -85,6 +91,8 @@ pub enum Reverted {
         /// Theirs.
         found: String,
     },
+    /// Something uses it now, so it was left.
+    InUse,
     /// It could not be put back yet; the entry stays.
     Failed(String),
 }
@@ -158,30 +166,24 @@ impl PatchJournal {
             setting: setting.name(),
             source,
         };
-        let current = setting.read().map_err(failed)?;
-        if let Some(mut entry) = self.read(setting) {
-            if current != entry.after {
-                return Err(ChangeError::Contended {
-                    setting: setting.name(),
-                    found: current,
-                });
-            }
-            entry.holders.retain(|other| other.uid != holder.uid);
-            entry.holders.push(holder);
-            self.write(&entry).map_err(ChangeError::Journal)?;
-            return Ok(entry);
+        if let Some(entry) = self.read(setting) {
+            return self.share(entry, holder);
+        }
+        let change = setting.change().map_err(failed)?;
+        if let Some(kept) = &change.kept {
+            write_bytes_synced(&self.kept_path(setting), kept).map_err(ChangeError::Journal)?;
         }
         let entry = Entry {
             setting: setting.clone(),
-            before: current,
-            after: setting.wanted().to_owned(),
+            before: change.before,
+            after: change.after,
             applied: Timestamp::now(),
             boot: self.boot.clone(),
             paused,
             holders: vec![holder],
         };
         self.write(&entry).map_err(ChangeError::Journal)?;
-        match setting.write(&entry.after) {
+        match setting.write(&entry.after, change.kept.as_deref()) {
             Ok(()) => Ok(entry),
             Err(source) => {
                 // It may have been taken in part.
@@ -193,26 +195,76 @@ impl PatchJournal {
         }
     }
 
+    /// Shares the changes in force that a checkpoint may profit from: they must outlast it.
+    ///
+    /// # Errors
+    /// When one of them cannot be shared.
+    pub fn join(
+        &self,
+        holder: &Holder,
+        wanted: impl Fn(&Setting) -> bool,
+    ) -> Result<Vec<Entry>, ChangeError> {
+        let _turn = self.turn();
+        let entries = self.entries().into_iter();
+        entries
+            .filter(|entry| wanted(&entry.setting))
+            .map(|entry| self.share(entry, holder.clone()))
+            .collect()
+    }
+
+    fn share(&self, mut entry: Entry, holder: Holder) -> Result<Entry, ChangeError> {
+        let name = entry.setting.name();
+        let current = entry.setting.read().map_err(|source| ChangeError::Setting {
+            setting: name.clone(),
+            source,
+        })?;
+        if current != entry.after {
+            return Err(ChangeError::Contended {
+                setting: name,
+                found: current,
+            });
+        }
+        entry.holders.retain(|other| other.uid != holder.uid);
+        entry.holders.push(holder);
+        self.write(&entry).map_err(ChangeError::Journal)?;
+        Ok(entry)
+    }
+
     /// Puts back what a checkpoint needed and no other one does.
     pub fn release(&self, uid: &str) -> Vec<Outcome> {
         let _turn = self.turn();
         let held = |entry: &Entry| entry.holders.iter().any(|holder| holder.uid == uid);
-        self.entries()
-            .into_iter()
-            .filter(held)
-            .map(|entry| self.let_go(entry, uid))
-            .collect()
+        let mut entries = self.entries();
+        entries.retain(held);
+        self.each(entries, |entry| self.let_go(entry, uid))
     }
 
     /// Puts back everything: for an agent that starts, when no checkpoint can be at work.
     pub fn recover(&self) -> Vec<Outcome> {
         let _turn = self.turn();
-        let all = self.entries().into_iter();
-        all.map(|entry| {
+        let outcomes = self.each(self.entries(), |entry| {
             let reverted = self.put_back(&entry);
             self.close(entry, reverted)
-        })
-        .collect()
+        });
+        self.remove_what_is_kept_for_nothing();
+        outcomes
+    }
+
+    /// The last change first. What something else still needed then is tried again after all the others: one module may
+    /// be used by another.
+    fn each(&self, mut entries: Vec<Entry>, put_back: impl Fn(Entry) -> Outcome) -> Vec<Outcome> {
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.applied));
+        let outcomes: Vec<Outcome> = entries.into_iter().map(put_back).collect();
+        let again = |mut outcome: Outcome| {
+            if outcome.reverted == Reverted::InUse {
+                outcome.reverted = self.put_back(&outcome.entry);
+                if !matches!(outcome.reverted, Reverted::Failed(_)) {
+                    self.remove(&outcome.entry.setting);
+                }
+            }
+            outcome
+        };
+        outcomes.into_iter().rev().map(again).collect()
     }
 
     /// The changes in force.
@@ -251,7 +303,7 @@ impl PatchJournal {
 
     fn close(&self, entry: Entry, reverted: Reverted) -> Outcome {
         match &reverted {
-            Reverted::Failed(_) | Reverted::Shared(_) => {}
+            Reverted::Failed(_) | Reverted::Shared(_) | Reverted::InUse => {}
             Reverted::Restored | Reverted::ChangedByOthers { .. } => self.remove(&entry.setting),
         }
         tracing::info!(
@@ -278,8 +330,10 @@ impl PatchJournal {
         if current != entry.after {
             return Reverted::ChangedByOthers { found: current };
         }
-        match entry.setting.write(&entry.before) {
+        let kept = fs::read(self.kept_path(&entry.setting)).ok();
+        match entry.setting.write(&entry.before, kept.as_deref()) {
             Ok(()) => Reverted::Restored,
+            Err(SettingError::InUse) => Reverted::InUse,
             Err(error) => Reverted::Failed(error.to_string()),
         }
     }
@@ -297,6 +351,22 @@ impl PatchJournal {
             .collect();
         paths.sort();
         paths
+    }
+
+    /// Where the bytes are that putting a setting back needs.
+    fn kept_path(&self, setting: &Setting) -> PathBuf {
+        self.path(setting).with_extension("kept")
+    }
+
+    /// They are written before the entry, so one without an entry belongs to a change that was never begun.
+    fn remove_what_is_kept_for_nothing(&self) {
+        let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        for path in files.map(|file| file.path()) {
+            let kept = path.extension().is_some_and(|extension| extension == "kept");
+            if kept && !path.with_extension("json").exists() {
+                let _ = fs::remove_file(&path);
+            }
+        }
     }
 
     fn path(&self, setting: &Setting) -> PathBuf {
@@ -319,6 +389,7 @@ impl PatchJournal {
         if let Err(error) = removed {
             tracing::error!(path = %path.display(), %error, "cannot remove an entry of the journal");
         }
+        let _ = fs::remove_file(self.kept_path(setting));
     }
 }
 

@@ -19,6 +19,8 @@ pub enum KernelFs {
     Proc,
     /// selinuxfs.
     Selinux,
+    /// securityfs.
+    Security,
 }
 
 impl KernelFs {
@@ -26,6 +28,7 @@ impl KernelFs {
         match self {
             Self::Proc => "proc",
             Self::Selinux => "selinuxfs",
+            Self::Security => "securityfs",
         }
     }
 
@@ -33,6 +36,7 @@ impl KernelFs {
         match self {
             Self::Proc => 0x9fa0,
             Self::Selinux => 0xf97c_ff8c,
+            Self::Security => 0x7363_6673,
         }
     }
 
@@ -51,7 +55,15 @@ impl KernelFs {
     /// # Errors
     /// When the kernel has no such file system or file, or refuses.
     pub fn write(self, path: &str, value: &str) -> io::Result<()> {
-        let written = self.open(path, OFlags::WRONLY)?.write(value.as_bytes())?;
+        self.write_bytes(path, value.as_bytes())
+    }
+
+    /// As [`Self::write`], for what is no text.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_bytes(self, path: &str, value: &[u8]) -> io::Result<()> {
+        let written = self.open(path, OFlags::WRONLY)?.write(value)?;
         if written == value.len() {
             Ok(())
         } else {
@@ -74,6 +86,61 @@ impl KernelFs {
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+    }
+}
+
+/// The folder in which AppArmor shows its loaded policy. It is of a file system that cannot be mounted, and is reached
+/// through a link that the kernel itself makes.
+#[derive(Debug)]
+pub struct PolicyFolder(OwnedFd);
+
+impl PolicyFolder {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When the kernel has no AppArmor, or refuses.
+    pub fn open() -> io::Result<Self> {
+        const APPARMORFS: FsWord = 0x5a3c_69f0;
+        let root = KernelFs::Security.mount()?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::openat(&root, "apparmor/policy", flags, Mode::empty())?;
+        check(&folder, APPARMORFS)?;
+        Ok(Self(folder))
+    }
+
+    /// The entries of the profiles that are loaded.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn profiles(&self) -> io::Result<Vec<String>> {
+        let folder = self.open_below("profiles", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let entries = rustix::fs::Dir::new(folder)?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
+        Ok(names.filter(|name| !name.starts_with('.')).collect())
+    }
+
+    /// Reads a file, up to a limit.
+    ///
+    /// # Errors
+    /// When there is none, or the kernel refuses.
+    pub fn read(&self, path: &str, limit: usize) -> io::Result<Vec<u8>> {
+        let file = File::from(self.open_below(path, OFlags::RDONLY)?);
+        let mut bytes = Vec::new();
+        file.take(u64::try_from(limit).unwrap_or(u64::MAX))
+            .read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Below the folder the kernel's own links may be followed: the policy of a profile is one.
+    fn open_below(&self, path: &str, access: OFlags) -> io::Result<OwnedFd> {
+        let within = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        Ok(openat2(
+            &self.0,
+            path,
+            access | OFlags::CLOEXEC,
+            Mode::empty(),
+            within,
+        )?)
     }
 }
 

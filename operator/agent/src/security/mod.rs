@@ -3,8 +3,10 @@
 //! `plan` decides what has to be changed (pure), `setting` reads and writes each, `journal` remembers what has to be put
 //! back, `kernelfs` makes sure that a write goes where it should. This module ties them to a checkpoint.
 
+pub mod apparmor;
 pub mod journal;
 pub mod kernelfs;
+pub mod module;
 pub mod plan;
 pub mod setting;
 
@@ -15,7 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use podcheckpoint_crds::conditions::Verdict as Status;
-use podcheckpoint_crds::{ConditionType, Patch, PatchKind, PodCheckpoint, Reason, SecurityPatches};
+use podcheckpoint_crds::{
+    ConditionType, Patch, PatchKind, PatchOutcome, PodCheckpoint, Reason, SecurityPatches,
+};
 
 use self::journal::{ChangeError, Entry, Holder, Outcome, PatchJournal, Reverted, describe};
 use self::setting::Setting;
@@ -61,11 +65,11 @@ impl Security {
     /// Why they may not.
     pub fn consent(&self, object: &PodCheckpoint, settings: &[Setting]) -> Result<(), Refusal> {
         let (mode, seconds) = (object.spec.security_patches, object.spec.timeout_seconds);
-        let before = |setting: &Setting| setting.read().unwrap_or_else(|error| format!("unknown: {error}"));
-        let patches = settings
-            .iter()
-            .map(|s| describe(s, &before(s), seconds))
-            .collect();
+        let planned = |setting: &Setting| match setting.change() {
+            Ok(change) => describe(setting, &change.before, &change.after, seconds),
+            Err(error) => describe(setting, &format!("unknown: {error}"), setting.wanted(), seconds),
+        };
+        let patches = settings.iter().map(planned).collect();
         refusal(mode, object.spec.validate_only, &self.allowed, settings).map_or(
             Ok(()),
             |(reason, message)| {
@@ -88,10 +92,7 @@ impl Security {
         setting: &Setting,
         runtime_socket: &Path,
     ) -> Result<Entry, ChangeError> {
-        let holder = Holder {
-            uid: object.metadata.uid.clone().unwrap_or_default(),
-            at_most_seconds: object.spec.timeout_seconds,
-        };
+        let holder = holder(object);
         let paused = match setting.freezer() {
             Some(cgroup) => called_paused(runtime_socket, cgroup).await,
             None => None,
@@ -104,18 +105,48 @@ impl Security {
                 source: std::io::Error::other(error).into(),
             })
         });
-        if let (Ok(entry), Some(cgroup)) = (&changed, setting.freezer()) {
+        if let Ok(entry) = &changed {
             tracing::info!(
                 setting = setting.name(),
                 before = entry.before,
                 after = entry.after,
                 "changed"
             );
-            if let Err(error) = correct_books(runtime_socket, std::slice::from_ref(cgroup)).await {
-                tracing::warn!(%error, "containerd may still take a container for paused");
-            }
+        }
+        if changed.is_ok()
+            && let Some(cgroup) = setting.freezer()
+            && let Err(error) = correct_books(runtime_socket, std::slice::from_ref(cgroup)).await
+        {
+            tracing::warn!(%error, "containerd may still take a container for paused");
         }
         changed
+    }
+
+    /// Shares what other checkpoints have changed and this one may profit from: it must not be put back before this one
+    /// has ended. A freezer is one pod's own, and only its own checkpoint changes it.
+    ///
+    /// # Errors
+    /// When one of the changes cannot be shared.
+    pub async fn join(
+        self: &Arc<Self>,
+        object: &PodCheckpoint,
+        profiles: Vec<String>,
+    ) -> Result<Vec<Entry>, ChangeError> {
+        if object.spec.security_patches != SecurityPatches::Temporary || object.spec.validate_only {
+            return Ok(Vec::new());
+        }
+        let (this, holder) = (self.clone(), holder(object));
+        let wanted = move |setting: &Setting| {
+            let profits = match setting {
+                Setting::Freezer { .. } => false,
+                Setting::AppArmorProfile { name } => profiles.contains(name),
+                Setting::DenyPtrace | Setting::PtraceScope | Setting::KernelModule { .. } => true,
+            };
+            profits && this.allowed.contains(&setting.kind())
+        };
+        let this = self.clone();
+        let joined = tokio::task::spawn_blocking(move || this.journal.join(&holder, wanted)).await;
+        joined.unwrap_or_else(|error| Err(ChangeError::Journal(std::io::Error::other(error))))
     }
 
     /// Puts back what an object needed.
@@ -169,6 +200,13 @@ impl Security {
     }
 }
 
+fn holder(object: &PodCheckpoint) -> Holder {
+    Holder {
+        uid: object.metadata.uid.clone().unwrap_or_default(),
+        at_most_seconds: object.spec.timeout_seconds,
+    }
+}
+
 /// Why settings are not changed, if they are not; pure.
 fn refusal(
     mode: SecurityPatches,
@@ -216,6 +254,11 @@ pub fn report_restored(report: &mut Report, outcomes: &[Outcome]) {
         // What is in no journal any more was put back by an agent that could not say so.
         let back = outcome.is_none_or(|o| !matches!(o.reverted, Reverted::Failed(_)));
         patch.reverted_time = back.then(|| now.clone());
+        patch.outcome = back.then(|| match outcome.map(|o| &o.reverted) {
+            Some(Reverted::Shared(_)) => PatchOutcome::Shared,
+            Some(Reverted::ChangedByOthers { .. } | Reverted::InUse) => PatchOutcome::ChangedByOthers,
+            Some(Reverted::Restored | Reverted::Failed(_)) | None => PatchOutcome::Restored,
+        });
     }
     let (verdict, reason, message) = restored(&report.status.patches, outcomes);
     report.set(ConditionType::SecurityRestored, verdict, reason, message);
@@ -244,6 +287,7 @@ fn restored(patches: &[Patch], outcomes: &[Outcome]) -> (Status, Reason, String)
             Reverted::ChangedByOthers { found } => {
                 format!("{name} was {before}, the checkpoint made it {after}, and somebody else made it {found}, which was left")
             }
+            Reverted::InUse => format!("{name} was {before}, and is in use by now, so it was left {after}"),
             Reverted::Failed(error) => format!("{name} could not be put back to {before}: {error}"),
         }
     });
@@ -252,7 +296,7 @@ fn restored(patches: &[Patch], outcomes: &[Outcome]) -> (Status, Reason, String)
     if any(|r| matches!(r, Reverted::Failed(_))) {
         return (Status::False, Reason::RevertFailed, message);
     }
-    if any(|r| matches!(r, Reverted::ChangedByOthers { .. })) {
+    if any(|r| matches!(r, Reverted::ChangedByOthers { .. } | Reverted::InUse)) {
         return (Status::False, Reason::ChangedByOthers, message);
     }
     if any(|r| matches!(r, Reverted::Shared(_))) {
@@ -264,6 +308,17 @@ fn restored(patches: &[Patch], outcomes: &[Outcome]) -> (Status, Reason, String)
         message
     };
     (Status::True, Reason::PatchesReverted, message)
+}
+
+/// The AppArmor profile of a process, the parent of a child profile; `None` when it is not confined.
+pub fn profile_of(pid: i32) -> Option<String> {
+    let label = std::fs::read_to_string(format!("/proc/{pid}/attr/current")).ok()?;
+    let (name, _) = label.trim_end().rsplit_once(" (")?;
+    Some(
+        name.split_once("//")
+            .map_or(name, |(parent, _)| parent)
+            .to_owned(),
+    )
 }
 
 /// Whether a cgroup that somebody had frozen is frozen again.

@@ -1,7 +1,7 @@
 //! Which settings have to be changed; pure.
 
 use podcheckpoint_crds::Reason;
-use podcheckpoint_probe::observation::{FreezerState, Observations};
+use podcheckpoint_probe::observation::{End, FreezerState, Observations, Process, Step, Subject};
 
 use super::setting::Setting;
 use crate::node::cgroup::{Freezer, Version};
@@ -19,12 +19,74 @@ pub fn plan(cause: Reason, seen: &Observations, pod_uid: &str) -> Result<Vec<Set
         Reason::SELinuxDenied => Err(
             "SELinux denies by a rule of its policy and not by the boolean deny_ptrace, and only who knows the policy can change that",
         ),
+        Reason::LsmDenied => profiles(seen),
+        Reason::KernelFeatureMissing => modules(seen),
         Reason::YamaScopeRestricted => Ok(vec![Setting::PtraceScope]),
         Reason::YamaNoAttach => Err("ptrace_scope 3 cannot be lowered while the kernel runs"),
         Reason::AlreadyTraced => Err("another's tracer is not ended from here"),
         Reason::SeccompNotifyUnanswered => Err("another's seccomp listener is not closed from here"),
         _ => Err("no security setting that can be changed on a running node is the cause"),
     }
+}
+
+/// The profiles under which a canary was refused something.
+fn profiles(seen: &Observations) -> Result<Vec<Setting>, &'static str> {
+    let mut settings = Vec::new();
+    let refused = seen.steps.iter().filter(|record| {
+        record.subject == Subject::Canary
+            && record.step != Step::Profile
+            && matches!(record.end, End::Errno(_))
+    });
+    for record in refused {
+        let process = seen.processes.iter().find(|process| process.pid == record.pid);
+        let name = process
+            .and_then(Process::profile)
+            .ok_or("the profile that denies it has no name")?;
+        if name.starts_with(':') || name.contains("//&") {
+            return Err(
+                "the profile is in a namespace of its own or one of a stack, and is not changed from here",
+            );
+        }
+        // A child profile is loaded with its parent.
+        let name = name.split_once("//").map_or(name, |(parent, _)| parent);
+        let setting = Setting::AppArmorProfile {
+            name: name.to_owned(),
+        };
+        if !settings.contains(&setting) {
+            settings.push(setting);
+        }
+    }
+    if settings.is_empty() {
+        return Err("no profile is known that denies it");
+    }
+    Ok(settings)
+}
+
+/// The modules by which the kernel lists sockets, each after those that it needs.
+fn modules(seen: &Observations) -> Result<Vec<Setting>, &'static str> {
+    const MODULES: [(&str, &[&str]); 5] = [
+        ("UNIX_DIAG", &["unix_diag"]),
+        ("INET_DIAG", &["inet_diag", "tcp_diag"]),
+        ("INET_UDP_DIAG", &["inet_diag", "udp_diag"]),
+        ("PACKET_DIAG", &["af_packet_diag"]),
+        ("NETLINK_DIAG", &["netlink_diag"]),
+    ];
+    let mut settings = Vec::new();
+    let missing = MODULES
+        .iter()
+        .filter(|(feature, _)| seen.kernel.features.get(*feature) == Some(&false));
+    for name in missing.flat_map(|(_, names)| names.iter()) {
+        let setting = Setting::KernelModule {
+            name: (*name).to_owned(),
+        };
+        if !settings.contains(&setting) {
+            settings.push(setting);
+        }
+    }
+    if settings.is_empty() {
+        return Err("what the kernel lacks is in no module that is known to bring it");
+    }
+    Ok(settings)
 }
 
 fn frozen(seen: &Observations, pod_uid: &str) -> Result<Vec<Setting>, &'static str> {
@@ -68,7 +130,7 @@ fn thaw(state: &FreezerState, pod_uid: &str) -> Option<Setting> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podcheckpoint_probe::observation::Process;
+    use podcheckpoint_probe::observation::Record;
 
     const UID: &str = "557ee713-cd67-4343-80a3-1ebcafb6d7c2";
 
@@ -133,6 +195,73 @@ mod tests {
         ] {
             assert!(plan(cause, &Observations::default(), UID).is_err(), "{cause}");
         }
+    }
+
+    #[test]
+    fn only_the_profile_that_refused_something_is_changed() {
+        let process = |pid, label: &str| Process {
+            pid,
+            label: Some(label.into()),
+            ..Process::default()
+        };
+        let refused = |pid, step| Record {
+            subject: Subject::Canary,
+            step,
+            pid,
+            tid: pid,
+            end: End::Errno(13),
+            micros: 0,
+        };
+        let mut seen = Observations {
+            processes: vec![
+                process(7, "strict//hat (enforce)"),
+                process(8, "other (enforce)"),
+                process(9, "a b/../c (enforce)"),
+            ],
+            steps: vec![
+                refused(7, Step::UnixSocket),
+                refused(7, Step::ProcFolder),
+                refused(8, Step::Profile),
+                refused(9, Step::CgroupFile),
+            ],
+            ..Observations::default()
+        };
+        let names: Vec<_> = plan(Reason::LsmDenied, &seen, UID)
+            .unwrap()
+            .iter()
+            .map(Setting::name)
+            .collect();
+        assert_eq!(names, ["AppArmor profile strict", "AppArmor profile a b/../c"]);
+        seen.processes = vec![process(7, ":ns:strict (enforce)")];
+        seen.steps.truncate(1);
+        assert!(plan(Reason::LsmDenied, &seen, UID).is_err());
+        assert!(plan(Reason::LsmDenied, &Observations::default(), UID).is_err());
+    }
+
+    #[test]
+    fn only_modules_that_are_missing_are_loaded_and_each_after_what_it_needs() {
+        let mut seen = Observations::default();
+        assert!(plan(Reason::KernelFeatureMissing, &seen, UID).is_err());
+        for (feature, present) in [
+            ("UNIX_DIAG", true),
+            ("INET_DIAG", false),
+            ("INET_UDP_DIAG", false),
+        ] {
+            seen.kernel.features.insert(feature.into(), present);
+        }
+        let names: Vec<_> = plan(Reason::KernelFeatureMissing, &seen, UID)
+            .unwrap()
+            .iter()
+            .map(Setting::name)
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "kernel module inet_diag",
+                "kernel module tcp_diag",
+                "kernel module udp_diag"
+            ]
+        );
     }
 
     #[test]

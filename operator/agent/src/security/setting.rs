@@ -6,11 +6,18 @@ use std::time::{Duration, Instant};
 use podcheckpoint_crds::PatchKind;
 use serde::{Deserialize, Serialize};
 
+use sha2::{Digest, Sha256};
+
+use super::apparmor::{self, ProfileError};
 use super::kernelfs::KernelFs;
+use super::module;
 use crate::node::cgroup::{Control, Freezer, FreezerError, Version};
 
 /// How long a cgroup may take to come to rest after it was told to freeze.
 const SETTLE: Duration = Duration::from_secs(1);
+
+const LOADED: &str = "loaded";
+const NOT_LOADED: &str = "not loaded";
 
 /// The boolean that forbids ptrace under SELinux.
 const DENY_PTRACE: &str = "deny_ptrace";
@@ -32,6 +39,27 @@ pub enum Setting {
     DenyPtrace,
     /// kernel.yama.ptrace_scope: `0` to `3`.
     PtraceScope,
+    /// An AppArmor profile: its mode, and a hash of the policy that it was loaded from.
+    AppArmorProfile {
+        /// Its name in the first namespace, which may hold any character.
+        name: String,
+    },
+    /// A module of the kernel: `loaded` or `not loaded`.
+    KernelModule {
+        /// Its name, as the kernel writes it.
+        name: String,
+    },
+}
+
+/// What a change would do to a setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The value now.
+    pub before: String,
+    /// The value that a checkpoint needs.
+    pub after: String,
+    /// Bytes that putting it back needs besides the value.
+    pub kept: Option<Vec<u8>>,
 }
 
 /// A setting could not be read or written.
@@ -51,6 +79,12 @@ pub enum SettingError {
         /// What is there.
         found: String,
     },
+    /// An AppArmor profile could not be read or loaded.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// A module that something uses is not unloaded.
+    #[error("it is in use")]
+    InUse,
     /// A value that this setting cannot have.
     #[error("{0:?} is no value of this setting")]
     BadValue(String),
@@ -63,6 +97,8 @@ impl Setting {
             Self::Freezer { .. } => PatchKind::Freezer,
             Self::DenyPtrace => PatchKind::Selinux,
             Self::PtraceScope => PatchKind::Yama,
+            Self::AppArmorProfile { .. } => PatchKind::AppArmor,
+            Self::KernelModule { .. } => PatchKind::KernelModule,
         }
     }
 
@@ -72,6 +108,9 @@ impl Setting {
             Self::Freezer { cgroup, .. } => format!("freezer {}", cgroup.path.display()),
             Self::DenyPtrace => format!("SELinux boolean {DENY_PTRACE}"),
             Self::PtraceScope => "kernel.yama.ptrace_scope".into(),
+            // As the kernel gave it, but for what would break a line.
+            Self::AppArmorProfile { name } => format!("AppArmor profile {}", name.escape_debug()),
+            Self::KernelModule { name } => format!("kernel module {name}"),
         }
     }
 
@@ -80,7 +119,8 @@ impl Setting {
         match self {
             Self::Freezer { of_pod: false, .. } => "container",
             Self::Freezer { of_pod: true, .. } => "pod",
-            Self::DenyPtrace | Self::PtraceScope => "node",
+            Self::AppArmorProfile { .. } => "profile",
+            Self::DenyPtrace | Self::PtraceScope | Self::KernelModule { .. } => "node",
         }
     }
 
@@ -94,16 +134,50 @@ impl Setting {
             Self::PtraceScope => {
                 "any process of the node may trace processes of its own user, not only its children"
             }
+            Self::AppArmorProfile { .. } => {
+                "every process of the node under this profile may do what it does not mention, and the kernel logs it; what it denies by name stays denied"
+            }
+            Self::KernelModule { .. } => {
+                "processes of the node can use what the module offers, here to list sockets, and its code runs in the kernel"
+            }
         }
     }
 
-    /// The value that a checkpoint needs.
+    /// What a change would do; reads, and changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel has no such setting, or it cannot be changed.
+    pub fn change(&self) -> Result<Change, SettingError> {
+        if let Self::AppArmorProfile { name } = self {
+            let profile = apparmor::read(name)?.ok_or_else(|| SettingError::BadValue(NOT_LOADED.into()))?;
+            let changed = apparmor::complaining(name, &profile.policy)?;
+            return Ok(Change {
+                before: profile_value(&profile.mode, &profile.policy),
+                after: profile_value("complain", &changed),
+                kept: Some(profile.policy),
+            });
+        }
+        Ok(Change {
+            before: self.read()?,
+            after: self.wanted().to_owned(),
+            kept: None,
+        })
+    }
+
+    /// The value that a checkpoint needs, in a word.
     pub fn wanted(&self) -> &'static str {
         match self {
             Self::Freezer { .. } => "thawed",
             Self::DenyPtrace => "off",
             Self::PtraceScope => "0",
+            Self::AppArmorProfile { .. } => "complain",
+            Self::KernelModule { .. } => LOADED,
         }
+    }
+
+    /// Whether the value is what a checkpoint needs.
+    pub fn suffices(&self, value: &str) -> bool {
+        value.split(',').next() == Some(self.wanted())
     }
 
     /// Reads it.
@@ -122,14 +196,22 @@ impl Setting {
                 Ok(if text.starts_with('1') { "on" } else { "off" }.to_owned())
             }
             Self::PtraceScope => Ok(KernelFs::Proc.read(PTRACE_SCOPE)?),
+            Self::AppArmorProfile { name } => Ok(apparmor::read(name)?
+                .map_or(NOT_LOADED.to_owned(), |profile| {
+                    profile_value(&profile.mode, &profile.policy)
+                })),
+            Self::KernelModule { name } => {
+                let loaded = module::is_loaded(name)?;
+                Ok(if loaded { LOADED } else { NOT_LOADED }.to_owned())
+            }
         }
     }
 
-    /// Writes it, and reads it again.
+    /// Writes it, and reads it again. `kept` is what its [`Change`] kept.
     ///
     /// # Errors
     /// When the kernel refuses, or has another value afterwards.
-    pub fn write(&self, value: &str) -> Result<(), SettingError> {
+    pub fn write(&self, value: &str, kept: Option<&[u8]>) -> Result<(), SettingError> {
         match (self, value) {
             (Self::Freezer { cgroup, .. }, "thawed") => cgroup.thaw()?,
             (Self::Freezer { cgroup, .. }, "frozen") => freeze(cgroup)?,
@@ -139,6 +221,20 @@ impl Setting {
                 KernelFs::Selinux.write("commit_pending_bools", "1")?;
             }
             (Self::PtraceScope, "0" | "1" | "2") => KernelFs::Proc.write(PTRACE_SCOPE, value)?,
+            (Self::AppArmorProfile { name }, _) => {
+                let kept = kept.ok_or_else(|| SettingError::BadValue(value.to_owned()))?;
+                if self.suffices(value) {
+                    apparmor::load(&apparmor::complaining(name, kept)?)?;
+                } else {
+                    apparmor::load(kept)?;
+                }
+            }
+            (Self::KernelModule { name }, LOADED) => module::load(name)?,
+            (Self::KernelModule { name }, NOT_LOADED) => {
+                if !module::unload(name)? {
+                    return Err(SettingError::InUse);
+                }
+            }
             _ => return Err(SettingError::BadValue(value.to_owned())),
         }
         let found = self.read()?;
@@ -161,9 +257,19 @@ impl Setting {
     pub fn freezer(&self) -> Option<&Freezer> {
         match self {
             Self::Freezer { cgroup, .. } => Some(cgroup),
-            Self::DenyPtrace | Self::PtraceScope => None,
+            Self::DenyPtrace
+            | Self::PtraceScope
+            | Self::AppArmorProfile { .. }
+            | Self::KernelModule { .. } => None,
         }
     }
+}
+
+/// Mode and hash: a profile that somebody else has loaded anew is another value, also in the same mode.
+fn profile_value(mode: &str, policy: &[u8]) -> String {
+    let digest = Sha256::digest(policy);
+    let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{mode}, policy {hash}")
 }
 
 fn freeze(cgroup: &Freezer) -> Result<(), SettingError> {
@@ -184,11 +290,11 @@ mod tests {
     #[test]
     fn a_value_that_a_setting_cannot_have_is_never_written() {
         assert!(matches!(
-            Setting::PtraceScope.write("3"),
+            Setting::PtraceScope.write("3", None),
             Err(SettingError::BadValue(_))
         ));
         assert!(matches!(
-            Setting::DenyPtrace.write("1\n0"),
+            Setting::DenyPtrace.write("1\n0", None),
             Err(SettingError::BadValue(_))
         ));
     }

@@ -61,7 +61,7 @@ fn cause_of_denial(seen: &Observations, process: &Process, reading_denied: bool)
 /// The kernel's own word for it.
 fn logged(seen: &Observations) -> Option<(Reason, String)> {
     seen.denials.iter().find_map(|line| {
-        let reason = if line.contains("apparmor=\"DENIED\"") {
+        let reason = if line.contains("apparmor=\"DENIED\" operation=\"ptrace\"") {
             Reason::AppArmorDenied
         } else if line.contains("avc:") {
             Reason::SELinuxDenied

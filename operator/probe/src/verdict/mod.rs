@@ -85,6 +85,7 @@ const ORDER: &[Reason] = &[
     Reason::TargetNotDumpable,
     Reason::BpfLsmDenied,
     Reason::LandlockDenied,
+    Reason::LsmDenied,
     Reason::KernelLacksCheckpointRestore,
     Reason::TracerSeccompFiltered,
     Reason::CriuMissing,
@@ -157,6 +158,7 @@ pub fn verdict(seen: &Observations) -> Verdict {
     for process in &seen.processes {
         findings.extend(target::facts_of(process));
         findings.extend(target::steps_of(seen, process));
+        findings.extend(target::profile_of(seen, process));
     }
     findings.extend(machine::kernel(seen));
     findings.extend(machine::criu(seen));

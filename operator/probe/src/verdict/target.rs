@@ -211,6 +211,39 @@ pub(super) fn steps_of(seen: &Observations, process: &Process) -> Vec<Finding> {
     findings
 }
 
+/// What the target's AppArmor profile forbids CRIU's code in it, seen on a canary.
+pub(super) fn profile_of(seen: &Observations, process: &Process) -> Option<Finding> {
+    let refused: Vec<&Record> = seen
+        .steps
+        .iter()
+        .filter(|r| r.subject == Subject::Canary && r.pid == process.pid && r.step != Step::Profile)
+        .filter(|r| matches!(r.end, End::Errno(errno) if denies(errno)))
+        .collect();
+    if refused.is_empty() {
+        return None;
+    }
+    let words = refused.iter().map(|record| match record.step {
+        Step::UnixSocket => "a unix socket of the type seqpacket (rule: `network unix,`)",
+        Step::ProcFolder => "reading /proc (rule: `@{PROC}/ r,`)",
+        _ => "reading /proc/PID/cgroup (rule: `@{PROC}/@{pid}/cgroup r,`)",
+    });
+    let words = words.collect::<Vec<_>>().join(", ");
+    let logged = seen
+        .denials
+        .iter()
+        .find(|line| line.contains("apparmor=\"DENIED\""));
+    let logged = logged.map_or_else(String::new, |line| format!("; the kernel's log: {line}"));
+    let profile = process.profile().unwrap_or_default();
+    let evidence =
+        format!("the AppArmor profile {profile} denies what CRIU does inside the process: {words}{logged}");
+    Some(fail(
+        "AppArmor profile",
+        Reason::LsmDenied,
+        Some(process.pid),
+        evidence,
+    ))
+}
+
 fn step_of(seen: &Observations, process: &Process, record: &Record) -> Option<Finding> {
     const CHECK: &str = "ptrace of the target";
     let pid = Some(process.pid);
