@@ -849,10 +849,7 @@ async fn checkpoint(
     phases.end("dump");
     let result = match dumped {
         Ok(()) => finish(found, &folder, report).await,
-        Err(stop) => {
-            let stop = with_inside(or_pods_end(stop, found), found).await;
-            Err(keep_logs(stop, found, &folder))
-        }
+        Err(stop) => Err(keep_logs(or_pods_end(stop, found), found, &folder)),
     };
     phases.end("archive");
     // A CRIU that has seized the processes thaws them: from then on only CRIU knows how long they stand still.
@@ -949,17 +946,6 @@ async fn dump(
         tracing::error!(%error, "the watchdog is gone");
     }
     (result, frozen)
-}
-
-/// CRIU's log says which step its code could not take in a process, but not which call was refused or by what.
-async fn with_inside(mut stop: Stop, found: &Inspection) -> Stop {
-    if matches!(stop.reason, Reason::LsmDenied | Reason::ParasiteRejected) {
-        let pids: Vec<i32> = found.subjects.iter().map(|s| s.target.pid).collect();
-        if let Some(finding) = validate::look_inside(&pids).await {
-            stop.message = format!("{}; CRIU: {}", finding.evidence, stop.message);
-        }
-    }
-    stop
 }
 
 /// A pod that is deleted under a dump makes it fail in many words, none of which says so.

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::capability;
-use crate::journal::{Entry, TargetProcess, aside, write_synced};
+use crate::journal::{DISK, Entry, TargetProcess, aside, write_synced};
 use crate::node::cgroup::Freezer;
 use crate::node::process::Target;
 use crate::operation::{self, Context, remove_folder};
@@ -280,7 +280,9 @@ impl Agent {
         }
     }
 
-    async fn known(&self, uid: &str, object: &PodCheckpoint) -> Known {
+    /// `None` while the disk of the journal does not answer: what was begun or has ended is not known then, and to guess
+    /// could cost a complete archive. An object whose operation was never announced has no entry.
+    async fn known(&self, uid: &str, object: &PodCheckpoint) -> Option<Known> {
         let pod = source_uid(object);
         let (journal, of) = (self.context.journal.clone(), uid.to_owned());
         let entry = match aside(move || journal.read(&of)).await {
@@ -291,10 +293,14 @@ impl Agent {
             }
             None => {
                 tracing::error!("the disk of the journal does not answer");
+                let announced = object.status.as_ref().is_some_and(|s| s.archive_state.is_some());
+                if announced {
+                    return None;
+                }
                 None
             }
         };
-        Known {
+        Some(Known {
             running: self.running.contains_key(uid),
             held: self
                 .running
@@ -306,13 +312,22 @@ impl Agent {
             begun: entry.as_ref().is_some_and(|e| e.result.is_none()),
             ended: entry.is_some_and(|e| e.result.is_some()),
             concluded: self.concluded.contains(uid),
-        }
+        })
     }
 
     async fn consider(&mut self, object: PodCheckpoint) {
         let Some(uid) = object.uid() else { return };
         self.waiting.remove(&uid);
-        let decision = decide(&object, self.known(&uid, &object).await);
+        let Some(known) = self.known(&uid, &object).await else {
+            // Whatever ends makes the loop look at what waits.
+            self.work.spawn(async {
+                tokio::time::sleep(DISK).await;
+                (String::new(), false)
+            });
+            self.waiting.insert(uid, object);
+            return;
+        };
+        let decision = decide(&object, known);
         if decision == Decision::Ignore {
             return;
         }

@@ -168,15 +168,6 @@ pub async fn validate(
     Ok(())
 }
 
-/// After a dump in which the target did not let CRIU's code do what it must: which call it is, and why.
-pub async fn look_inside(pids: &[i32]) -> Option<verdict::Finding> {
-    let seen = probe::ask(&Question::Inside(pids)).await.ok()?;
-    let findings = verdict::verdict(&seen).findings;
-    findings
-        .into_iter()
-        .find(|finding| finding.reason == Reason::ParasiteRejected)
-}
-
 /// The target and, at the same time, the node.
 async fn observe(check: &NodeCheck, pids: &[i32], runtime: Option<i32>) -> Result<Observations, ProbeError> {
     let question = Question::Targets(pids);

@@ -40,8 +40,6 @@ pub enum ProbeError {
 pub enum Question<'a> {
     /// Processes, each with everything below it.
     Targets(&'a [i32]),
-    /// The same, and what CRIU's own code may do inside each of them: the one question that changes something.
-    Inside(&'a [i32]),
     /// This node: its kernel, and CRIU as the container runtime with this process finds it.
     Node {
         /// The container runtime.
@@ -53,13 +51,11 @@ pub enum Question<'a> {
 
 impl Question<'_> {
     fn arguments(&self) -> Vec<String> {
-        let of = |pids: &[i32]| -> Vec<String> {
-            let one = |pid: &i32| ["--pid".to_owned(), pid.to_string()];
-            pids.iter().flat_map(one).collect()
-        };
         match self {
-            Self::Targets(pids) => of(pids),
-            Self::Inside(pids) => [vec!["--inject".to_owned()], of(pids)].concat(),
+            Self::Targets(pids) => pids
+                .iter()
+                .flat_map(|pid| ["--pid".to_owned(), pid.to_string()])
+                .collect(),
             Self::Node { runtime, search } => {
                 let mut arguments = vec!["--node".to_owned(), format!("--criu-namespaces-of={runtime}")];
                 arguments.extend(search.as_ref().map(|search| format!("--criu-search={search}")));

@@ -48,14 +48,16 @@ fn shim_words(facts: &Facts) -> Vec<String> {
 }
 
 /// gVisor has a shim of its own, or is run by runc's shim as runsc; its kernel calls itself `runsc-sandbox` or has
-/// `boot` among its arguments.
+/// `boot` among its arguments. Only the runtime's word makes a process gVisor's kernel, whose program the agent runs: a
+/// container's process may call itself anything.
 fn gvisor(facts: &Facts) -> Option<Recognised> {
     let sentry = facts.processes.iter().find(|p| is_sentry(p));
     let binary = facts
         .binary
         .as_deref()
         .filter(|b| file_name(b).starts_with("runsc"));
-    if sentry.is_none() && binary.is_none() && !shim_type(facts).starts_with("io.containerd.runsc.") {
+    let said = binary.is_some() || shim_type(facts).starts_with("io.containerd.runsc.");
+    if !said && (sentry.is_none() || facts.runtime_type.is_some()) {
         return None;
     }
     let mut evidence = shim_words(facts);
@@ -65,7 +67,7 @@ fn gvisor(facts: &Facts) -> Option<Recognised> {
         kind: SandboxKind::Gvisor,
         runtime: Some("runsc".into()),
         machine: None,
-        sentry: sentry.and_then(describe_sentry),
+        sentry: sentry.filter(|_| said).and_then(describe_sentry),
         evidence,
     })
 }
@@ -544,6 +546,7 @@ mod tests {
     #[test]
     fn gvisors_kernel_says_where_its_books_are_and_which_sandbox_it_is() {
         let facts = Facts {
+            runtime_type: Some("io.containerd.runsc.v1".into()),
             processes: vec![process(
                 8,
                 "runsc",
@@ -558,6 +561,23 @@ mod tests {
             sandbox: "s1".into(),
         };
         assert_eq!(recognise(&facts).sentry, Some(expected));
+    }
+
+    #[test]
+    fn a_containers_process_that_looks_like_gvisors_kernel_is_never_run() {
+        let looks = process(8, "runsc", "runsc-sandbox --root=/x boot id");
+        let ordinary = Facts {
+            runtime_type: Some("io.containerd.runc.v2".into()),
+            binary: Some("/usr/bin/runc".into()),
+            processes: vec![looks.clone()],
+            ..Facts::default()
+        };
+        assert_eq!(recognise(&ordinary).kind, SandboxKind::Container);
+        let unsaid = Facts {
+            processes: vec![looks],
+            ..Facts::default()
+        };
+        assert_eq!(recognise(&unsaid).sentry, None);
     }
 
     #[test]
