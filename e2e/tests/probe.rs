@@ -159,7 +159,10 @@ fn what_a_target_does_not_let_criu_do_inside_it_has_a_reason_of_its_own() -> Res
         assert_condition(&status, "SourceRunning", "True", "SourceRuns");
         let message = status["failure"]["message"].as_str().unwrap_or_default();
         let remedy = status["failure"]["remedy"].as_str().unwrap_or_default();
-        ensure!(message.contains(words) && remedy.contains("--inject"), "{message} {remedy}");
+        ensure!(
+            message.contains(words) && remedy.contains("--inject"),
+            "{message} {remedy}"
+        );
         assert_undisturbed(&pod_uid(&namespace, mode)?)?;
         // What CRIU leaves in a process when it fails there does not make the next verdict another one.
         let again = validate(&namespace, &format!("{mode}-again"), mode)?;
