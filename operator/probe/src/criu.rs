@@ -243,11 +243,17 @@ fn parse(text: &str, status: Option<i32>, waiting: Vec<String>, micros: u64) -> 
                 .take(LINE)
                 .collect::<String>()
         })
-        .filter(|line| !line.is_empty())
-        .take(LINES);
+        .filter(|line| !line.is_empty());
+    let mut kept: Vec<String> = kept.collect();
+    let good = lines.any(|line| line.starts_with("Looks good"));
+    if good {
+        // What its checks say first: two runs are compared by that, and one of them says more before.
+        kept.sort_by_key(|line| !line.contains("cr-check.c:"));
+    }
+    kept.truncate(LINES);
     Criu {
-        good: lines.any(|line| line.starts_with("Looks good")),
-        lines: kept.collect(),
+        good,
+        lines: kept,
         path,
         version,
         status,

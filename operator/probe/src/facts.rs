@@ -208,6 +208,7 @@ fn process(pid: i32, root: bool) -> Option<Process> {
         capabilities: status.capabilities,
         not_dumpable: owner == Some(0) && status.uid != 0,
         user_namespace: user_namespace(pid),
+        first_network: in_first_network(pid),
         label: label(&pid.to_string()),
         // Below the reader's namespace a session of 0 is one that was begun outside, credentials(7).
         session_outside: status.nested && status.session == Some(0),
@@ -274,6 +275,11 @@ pub fn wchan(tid: i32) -> Option<String> {
     let read = move || fs::read(format!("/proc/{tid}/wchan")).unwrap_or_default();
     let name = String::from_utf8(child::ask(READ, read)?).ok()?;
     (!name.is_empty() && name != "0").then_some(name)
+}
+
+fn in_first_network(pid: i32) -> bool {
+    let inode = |pid: i32| fs::metadata(format!("/proc/{pid}/ns/net")).map(|m| m.ino()).ok();
+    inode(pid).is_some_and(|theirs| Some(theirs) == inode(1))
 }
 
 fn user_namespace(pid: i32) -> UserNamespace {

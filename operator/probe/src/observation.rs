@@ -126,6 +126,8 @@ pub struct Process {
     pub not_dumpable: bool,
     /// Where its user namespace is, seen from the tracer's.
     pub user_namespace: UserNamespace,
+    /// Its network namespace is that of process 1, which CRIU on a node shares and does not save.
+    pub first_network: bool,
     /// AppArmor or SELinux label.
     pub label: Option<String>,
     /// Its session was begun outside its process namespace.

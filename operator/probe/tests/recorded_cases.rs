@@ -30,3 +30,26 @@ fn every_recorded_case_is_judged_as_it_was() {
     }
     assert!(reasons.len() >= 20, "only {reasons:?}");
 }
+
+#[test]
+fn a_kernel_that_lists_no_sockets_stops_only_the_dump_of_a_network_namespace_that_is_saved() {
+    use podcheckpoint_probe::observation::{Observations, Process};
+    let mut seen = Observations {
+        processes: vec![Process::default()],
+        ..Observations::default()
+    };
+    seen.kernel.features.insert("UNIX_DIAG".into(), false);
+    let outcome = |seen: &Observations| {
+        let findings = podcheckpoint_probe::verdict::verdict(seen).findings;
+        let found = findings
+            .into_iter()
+            .find(|f| f.reason.as_str() == "KernelFeatureMissing");
+        format!("{:?}", found.map(|f| f.outcome))
+    };
+    assert_eq!(outcome(&seen), "Some(Fail)");
+    seen.processes = vec![Process {
+        first_network: true,
+        ..Process::default()
+    }];
+    assert_eq!(outcome(&seen), "Some(Degraded)");
+}

@@ -208,7 +208,14 @@ impl PatchJournal {
         let entries = self.entries().into_iter();
         entries
             .filter(|entry| wanted(&entry.setting))
-            .map(|entry| self.share(entry, holder.clone()))
+            .filter_map(|entry| match self.share(entry, holder.clone()) {
+                // Whether it is needed is not known yet; if so, changing it fails, and says why.
+                Err(error @ (ChangeError::Contended { .. } | ChangeError::Setting { .. })) => {
+                    tracing::warn!(%error, "not shared");
+                    None
+                }
+                shared => Some(shared),
+            })
             .collect()
     }
 

@@ -126,7 +126,7 @@ impl Security {
     /// has ended. A freezer is one pod's own, and only its own checkpoint changes it.
     ///
     /// # Errors
-    /// When one of the changes cannot be shared.
+    /// When the journal cannot be written.
     pub async fn join(
         self: &Arc<Self>,
         object: &PodCheckpoint,
