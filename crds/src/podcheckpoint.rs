@@ -179,6 +179,10 @@ pub enum Method {
     /// A snapshot of the whole virtual machine of the sandbox.
     #[serde(rename = "VMSnapshot")]
     VmSnapshot,
+    /// gVisor's own checkpoint (runsc checkpoint), of the whole sandbox with every container in it. Only for pods on
+    /// gVisor's kernel, and their only one.
+    #[serde(rename = "GVisor")]
+    Gvisor,
 }
 
 impl Method {
@@ -190,6 +194,7 @@ impl Method {
             Self::Kubelet => "Kubelet",
             Self::Direct => "Direct",
             Self::VmSnapshot => "VMSnapshot",
+            Self::Gvisor => "GVisor",
         }
     }
 }
@@ -387,6 +392,10 @@ pub enum ArchiveFormat {
     /// A folder with the state of the whole virtual machine, with every container in it, and manifest.json, which says
     /// how it is restored. Its sha256 is that of its file SHA256SUMS.
     VirtualMachine,
+    /// A folder with the state that gVisor's kernel wrote, with every container in it, the containers' specifications
+    /// and manifest.json, which says how it is restored. Its sha256 is that of its file SHA256SUMS.
+    #[serde(rename = "GVisor")]
+    Gvisor,
 }
 
 /// What the node runs.

@@ -797,6 +797,43 @@ reasons! {
             "On the node, QEMU: `{\"execute\":\"cont\"}` on its QMP socket; Cloud Hypervisor: `ch-remote --api-socket SOCKET resume`; libvirt: `virsh resume DOMAIN`.",
         }
     }
+    "gVisor" {
+        GvisorNeedsNoPtrace {
+            "The pod runs on gVisor's kernel, whose own checkpoint needs no ptrace. On the node there is only that kernel's process, and ptrace of it says nothing about the pod.",
+            "status.runtime.sandbox says how gVisor was recognised.",
+            "",
+        }
+        GvisorKernelNotFound {
+            "The pod runs in gVisor, but the process of its kernel was not found, so runsc's folder and the sandbox's identifier for it are not known.",
+            "Among the processes of the sandbox none is runsc-sandbox, or it has no --root.",
+            "See on the node with `ps -ef | grep runsc-sandbox` whether the sandbox runs.",
+        }
+        GvisorIndivisible {
+            "gVisor's kernel saves all containers of the pod together, and only some were asked for.",
+            "The message names the others that run in the sandbox.",
+            "Leave spec.containers out, or name all of them.",
+        }
+        GvisorPaused {
+            "The gVisor sandbox is paused: its checkpoint would be one of a pod that stands still.",
+            "`runsc state` says paused before anything was done.",
+            "On the node: `runsc --root ROOT resume ID`, if you did not pause it yourself; then create another PodCheckpoint.",
+        }
+        GvisorSilent {
+            "gVisor's kernel does not answer.",
+            "runsc waited for it until the deadline; the message has the state of its process (T: stopped by a signal). It was handed no file, so it did nothing.",
+            "See what the process waits for; on the node: `kill -CONT PID`, if it is stopped.",
+        }
+        GvisorCheckpointFailed {
+            "gVisor's kernel could not save the pod, which goes on.",
+            "The message has runsc's own words.",
+            "See the message. A sandbox with `--network=host`, or with a device or file of the node that gVisor cannot save, has to be run without it.",
+        }
+        GvisorSaving {
+            "gVisor's kernel is still writing, and the pod stands still until it is through. It cannot be told to stop.",
+            "It holds the files of the checkpoint open.",
+            "Wait; the pod goes on by itself. A disk that does not answer is the usual cause: see `dmesg` on the node.",
+        }
+    }
     "The pod afterwards" {
         SourceFrozen {
             "The pod is frozen and could not be thawed.",

@@ -11,6 +11,7 @@ use std::time::Duration;
 use podcheckpoint_crds::{DeletionPolicy, PodCheckpointStatus};
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::Sentry;
 use crate::vm::Handle;
 
 /// One operation.
@@ -30,6 +31,9 @@ pub struct Entry {
     /// The virtual machine that may be paused.
     #[serde(default)]
     pub machine: Option<Handle>,
+    /// gVisor's kernel that may be writing.
+    #[serde(default)]
+    pub sentry: Option<Sentry>,
     /// The agent's part of the status, once the operation has ended and as long as the API server does not have it.
     pub result: Option<PodCheckpointStatus>,
 }
@@ -177,6 +181,7 @@ mod tests {
             name: "cart".into(),
             deletion_policy: DeletionPolicy::Delete,
             machine: None,
+            sentry: None,
             pids: vec![TargetProcess {
                 container_id: "c1".into(),
                 pid: 42,

@@ -1,5 +1,6 @@
 //! One checkpoint, from the first look at the node to the verified archive. The only module that touches the target.
 
+mod gvisor;
 pub(crate) mod machine;
 
 use std::fs;
@@ -27,7 +28,7 @@ use crate::node::tasks::{Tasks, TasksError};
 use crate::node::watchdog::Watchdog;
 use crate::plan::{self, Plan};
 use crate::report::Report;
-use crate::sandbox::{self, Recognised};
+use crate::sandbox::{self, Recognised, Sentry};
 use crate::security::setting::Setting;
 use crate::security::{self, Refusal, Security};
 use crate::validate::{self, NodeCheck, Refused};
@@ -111,6 +112,8 @@ struct Inspection {
     subjects: Vec<Subject>,
     /// That machine.
     machine: Option<Box<machine::Subject>>,
+    /// The sandbox of gVisor that is saved as a whole.
+    gvisor: Option<Box<gvisor::Subject>>,
     plan: Plan,
 }
 
@@ -138,6 +141,10 @@ pub async fn run(
         .as_ref()
         .ok()
         .and_then(|found| Some(found.machine.as_ref()?.handle()));
+    let sentry = found
+        .as_ref()
+        .ok()
+        .and_then(|found| Some(found.gvisor.as_ref()?.sentry()));
     match take(client, context, object, found, report, cancelled, &mut phases).await {
         Ok(Taken::Archive) => {
             let text = completed(report);
@@ -160,14 +167,13 @@ pub async fn run(
         }
         Err(stop) => failed(report, &stop),
     }
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
     let put_back = match &socket {
-        Some(socket) => {
-            let uid = object.metadata.uid.as_deref().unwrap_or_default();
-            context.security.release(uid, socket).await
-        }
+        Some(socket) => context.security.release(uid, socket).await,
         None => Vec::new(),
     };
-    conclude(report, &freezers, machine.as_ref(), &put_back).await;
+    let held = Held::new(uid, &freezers, machine.as_ref(), sentry.as_ref());
+    conclude(report, &held, &put_back).await;
     phases.end("conclude");
     tracing::info!(
         namespace = object.metadata.namespace,
@@ -228,9 +234,10 @@ async fn take(
     phases: &mut Phases,
 ) -> Result<Taken, Stop> {
     let found = found?;
-    let prepared = match &found.machine {
-        Some(machine) => machine.look(context, object, report).await,
-        None => prepare(client, context, object, &found, report).await,
+    let prepared = match (&found.machine, &found.gvisor) {
+        (Some(machine), _) => machine.look(context, object, report).await,
+        (None, Some(sandbox)) => sandbox.look(context, report).await,
+        (None, None) => prepare(client, context, object, &found, report).await,
     };
     phases.end("prove");
     prepared?;
@@ -419,13 +426,33 @@ fn completed(report: &Report) -> String {
     format!("{count} container(s), {size}, verified by SHA-256")
 }
 
+/// What may stand still because of a checkpoint.
+enum Held<'a> {
+    /// Containers on the node's kernel.
+    Containers(&'a [Freezer]),
+    /// A virtual machine.
+    Machine(&'a Handle),
+    /// A pod on gVisor's kernel, and the PodCheckpoint's UID.
+    Gvisor(&'a Sentry, &'a str),
+}
+
+impl<'a> Held<'a> {
+    fn new(
+        uid: &'a str,
+        freezers: &'a [Freezer],
+        machine: Option<&'a Handle>,
+        sentry: Option<&'a Sentry>,
+    ) -> Self {
+        match (machine, sentry) {
+            (Some(machine), _) => Self::Machine(machine),
+            (None, Some(sentry)) => Self::Gvisor(sentry, uid),
+            (None, None) => Self::Containers(freezers),
+        }
+    }
+}
+
 /// The conditions that every operation ends with; SourceRunning is read from the kernel.
-async fn conclude(
-    report: &mut Report,
-    freezers: &[Freezer],
-    machine: Option<&Handle>,
-    put_back: &[security::journal::Outcome],
-) {
+async fn conclude(report: &mut Report, held: &Held<'_>, put_back: &[security::journal::Outcome]) {
     if !report.has(ConditionType::PtraceValidated) {
         report.set(
             ConditionType::PtraceValidated,
@@ -449,9 +476,10 @@ async fn conclude(
     } else {
         SETTLE
     };
-    let (verdict, reason, mut message) = match machine {
-        Some(machine) => machine::describe_source(machine).await,
-        None => describe_source(settle(freezers, limit).await),
+    let (verdict, reason, mut message) = match held {
+        Held::Machine(machine) => machine::describe_source(machine).await,
+        Held::Gvisor(sentry, uid) => gvisor::describe_source(sentry, uid).await,
+        Held::Containers(freezers) => describe_source(settle(freezers, limit).await),
     };
     if verdict == Verdict::False && frozen_again {
         message.push_str("; it was so before the checkpoint, and was put back");
@@ -556,7 +584,16 @@ pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
     if let Some(machine) = &entry.machine {
         machine::release(machine).await;
     }
-    conclude(report, &freezers, entry.machine.as_ref(), &put_back).await;
+    if let Some(sentry) = &entry.sentry {
+        gvisor::release(sentry, &entry.uid).await;
+    }
+    let held = Held::new(
+        &entry.uid,
+        &freezers,
+        entry.machine.as_ref(),
+        entry.sentry.as_ref(),
+    );
+    conclude(report, &held, &put_back).await;
 }
 
 // --- looking, without touching -------------------------------------------------------------------------------------
@@ -603,9 +640,21 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
         .then(|| machine::Subject::new(uid, &sandbox, &containers, &recognised))
         .flatten()
         .map(Box::new);
-    let subjects: Vec<Subject> = match &machine {
-        Some(_) => Vec::new(),
-        None => containers.into_iter().map(subject).collect::<Result<_, _>>()?,
+    let gvisor = match plan.method {
+        Method::Gvisor => {
+            let wanted = object.spec.containers.as_deref();
+            Some(Box::new(gvisor::Subject::new(
+                uid,
+                &sandbox,
+                wanted,
+                &recognised,
+            )?))
+        }
+        _ => None,
+    };
+    let subjects: Vec<Subject> = match machine.is_some() || gvisor.is_some() {
+        true => Vec::new(),
+        false => containers.into_iter().map(subject).collect::<Result<_, _>>()?,
     };
     if machine.is_none() {
         check_target(context, &plan, &subjects, report).await?;
@@ -617,6 +666,7 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
         sandbox,
         subjects,
         machine,
+        gvisor,
         plan,
     })
 }
@@ -789,6 +839,11 @@ async fn checkpoint(
         phases.end("snapshot");
         return keep_or_remove(result, &uid, &folder, report);
     }
+    if let Some(sandbox) = &found.gvisor {
+        let result = sandbox.checkpoint(object, &folder, report, cancelled).await;
+        phases.end("save");
+        return keep_or_remove(result, &uid, &folder, report);
+    }
     let deadline = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
     let (dumped, mut frozen) = dump(context, found, &folder, deadline, cancelled).await;
     phases.end("dump");
@@ -839,6 +894,7 @@ fn begin(context: &Context, object: &PodCheckpoint, uid: &str, found: &Inspectio
         deletion_policy: object.spec.deletion_policy,
         pids: found.subjects.iter().map(process).collect(),
         machine: found.machine.as_ref().map(|machine| machine.handle()),
+        sentry: found.gvisor.as_ref().map(|sandbox| sandbox.sentry()),
         result: None,
     };
     let written = context.journal.write(&entry);

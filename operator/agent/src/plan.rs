@@ -30,12 +30,13 @@ pub struct Plan {
 
 /// The order in which Auto tries them. Direct comes first for several containers, since only it can freeze all of them
 /// before it dumps any; for one, CRI writes the layout that most tools know. A snapshot of the whole machine comes last:
-/// it is the largest, and is restored as a machine and not as a pod.
-fn preference(containers: usize) -> [Method; 4] {
+/// it is the largest, and is restored as a machine and not as a pod. gVisor's own checkpoint meets none of the others.
+fn preference(containers: usize) -> [Method; 5] {
+    use Method::{Cri, Direct, Gvisor, Kubelet, VmSnapshot};
     if containers > 1 {
-        [Method::Direct, Method::Cri, Method::Kubelet, Method::VmSnapshot]
+        [Direct, Cri, Kubelet, VmSnapshot, Gvisor]
     } else {
-        [Method::Cri, Method::Kubelet, Method::Direct, Method::VmSnapshot]
+        [Cri, Kubelet, Direct, VmSnapshot, Gvisor]
     }
 }
 
@@ -89,7 +90,8 @@ pub fn usable(facts: &Facts) -> (Vec<Method>, Vec<SkippedMethod>) {
 }
 
 fn consistency(method: Method, containers: usize) -> Consistency {
-    if containers <= 1 || method == Method::Direct {
+    let whole = matches!(method, Method::Direct | Method::Gvisor);
+    if containers <= 1 || whole {
         Consistency::Pod
     } else {
         Consistency::PerContainer
@@ -113,6 +115,7 @@ fn obstacle(method: Method, facts: &Facts) -> Option<(Reason, String)> {
     match method {
         Method::Auto => None,
         Method::VmSnapshot => no_snapshot(facts),
+        Method::Gvisor => not_gvisor(facts),
         Method::Cri => not_on_the_node(facts).or_else(|| too_old(facts)),
         Method::Kubelet if !facts.kubelet => Some((
             Reason::MethodUnavailable,
@@ -169,6 +172,16 @@ fn not_on_the_node(facts: &Facts) -> Option<(Reason, String)> {
         None => facts.sandbox.evidence.first().cloned().unwrap_or_default(),
     };
     Some((Reason::OciRuntimeUnsupported, format!("{what} ({seen})")))
+}
+
+fn not_gvisor(facts: &Facts) -> Option<(Reason, String)> {
+    let other = facts.sandbox.kind != SandboxKind::Gvisor;
+    other.then(|| {
+        (
+            Reason::MethodUnavailable,
+            "the pod does not run on gVisor's kernel".to_owned(),
+        )
+    })
 }
 
 /// Why the machine of the sandbox cannot be saved, as far as that is known without asking its monitor.
@@ -315,6 +328,31 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_on_gvisors_kernel_is_saved_by_that_kernel_and_nothing_else() {
+        let facts = Facts {
+            sandbox: Recognised {
+                kind: SandboxKind::Gvisor,
+                evidence: vec!["seen".into()],
+                ..Recognised::default()
+            },
+            containers: 2,
+            ..facts()
+        };
+        let (plan, skipped) = choose(Method::Auto, &facts);
+        let expected = Plan {
+            method: Method::Gvisor,
+            consistency: Consistency::Pod,
+        };
+        assert_eq!(plan, Ok(expected));
+        assert_eq!(skipped.len(), 4);
+        assert_eq!(chosen(Method::Direct, &facts), Err(Reason::OciRuntimeUnsupported));
+        assert_eq!(
+            chosen(Method::Gvisor, &super::tests::facts()),
+            Err(Reason::MethodUnavailable)
+        );
+    }
+
+    #[test]
     fn every_method_is_either_used_or_skipped_with_a_documented_reason() {
         let (plan, skipped) = choose(Method::Auto, &facts());
         let mut methods: Vec<_> = skipped.iter().map(|s| s.method).collect();
@@ -322,7 +360,13 @@ mod tests {
         methods.sort();
         assert_eq!(
             methods,
-            [Method::Cri, Method::Kubelet, Method::Direct, Method::VmSnapshot]
+            [
+                Method::Cri,
+                Method::Kubelet,
+                Method::Direct,
+                Method::VmSnapshot,
+                Method::Gvisor
+            ]
         );
         assert!(skipped.iter().all(|s| Reason::parse(&s.reason).is_some()));
     }

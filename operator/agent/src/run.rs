@@ -557,6 +557,7 @@ fn bare_entry(object: &PodCheckpoint) -> Entry {
         deletion_policy: object.spec.deletion_policy,
         pids: Vec::new(),
         machine: None,
+        sentry: None,
         result: None,
     }
 }

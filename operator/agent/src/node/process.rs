@@ -80,7 +80,7 @@ impl Target {
 }
 
 /// Resident anonymous and shared memory of a process, from /proc/PID/status.
-fn resident_bytes(pid: i32) -> u64 {
+pub fn resident_bytes(pid: i32) -> u64 {
     let status = proc::text(format!("/proc/{pid}/status")).unwrap_or_default();
     let kibibytes = |key: &str| -> u64 {
         let value = field(&status, key).unwrap_or_default();

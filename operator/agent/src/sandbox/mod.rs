@@ -12,6 +12,8 @@ pub use facts::{Facts, Named, Process};
 pub use recognise::{Recognised, recognise};
 pub use socket::SocketPath;
 
+use std::path::PathBuf;
+
 use podcheckpoint_crds::{SandboxFacts, SandboxKind};
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +88,27 @@ pub struct Machine {
     pub domain: Option<String>,
     /// Whose health check there is.
     pub shim: ShimKind,
+}
+
+/// gVisor's kernel of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sentry {
+    /// Its process on the node.
+    pub pid: i32,
+    /// When that process started, in clock ticks after boot.
+    pub started: u64,
+    /// Where its runsc keeps its books, on the node.
+    pub root: PathBuf,
+    /// The sandbox's identifier for runsc.
+    pub sandbox: String,
+}
+
+impl Sentry {
+    /// Whether the process is still the one that was recognised.
+    pub fn alive(&self) -> bool {
+        facts::started(self.pid) == Some(self.started)
+    }
 }
 
 impl Recognised {

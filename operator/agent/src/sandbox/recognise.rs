@@ -3,7 +3,7 @@
 use podcheckpoint_crds::SandboxKind;
 
 use super::facts::{Facts, Process};
-use super::{Machine, ShimKind, SocketPath, VmmKind, Vsock, vmm};
+use super::{Machine, Sentry, ShimKind, SocketPath, VmmKind, Vsock, vmm};
 
 /// What a sandbox is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct Recognised {
     pub runtime: Option<String>,
     /// Its machine, when it is one.
     pub machine: Option<Machine>,
+    /// gVisor's kernel, when it is one's and was found.
+    pub sentry: Option<Sentry>,
     /// What was seen that says so.
     pub evidence: Vec<String>,
 }
@@ -63,6 +65,7 @@ fn gvisor(facts: &Facts) -> Option<Recognised> {
         kind: SandboxKind::Gvisor,
         runtime: Some("runsc".into()),
         machine: None,
+        sentry: sentry.and_then(describe_sentry),
         evidence,
     })
 }
@@ -71,6 +74,16 @@ fn is_sentry(process: &Process) -> bool {
     let first = process.arguments.first().map(String::as_str).unwrap_or_default();
     first.starts_with("runsc-sandbox")
         || process.program.starts_with("runsc") && process.arguments.iter().any(|a| a == "boot")
+}
+
+/// `runsc-sandbox --root=DIR ... boot ... SANDBOX`: runsc hands every option that counts on to its kernel.
+fn describe_sentry(process: &Process) -> Option<Sentry> {
+    Some(Sentry {
+        pid: process.pid,
+        started: process.started,
+        root: vmm::values(&process.arguments, "root").next()?.into(),
+        sandbox: process.arguments.last()?.clone(),
+    })
 }
 
 fn file_name(path: &str) -> &str {
@@ -137,6 +150,7 @@ fn machine(facts: &Facts) -> Option<Recognised> {
             kind.as_str().to_owned()
         }),
         machine: Some(machine),
+        sentry: None,
         evidence,
     })
 }
@@ -269,6 +283,7 @@ fn in_the_shim(facts: &Facts) -> Option<Recognised> {
         kind: SandboxKind::Kata,
         runtime: Some("Kata".into()),
         machine: Some(machine),
+        sentry: None,
         evidence,
     })
 }
@@ -281,6 +296,7 @@ fn kata_without_monitor(facts: &Facts) -> Option<Recognised> {
             kind: SandboxKind::Kata,
             runtime: Some("Kata".into()),
             machine: None,
+            sentry: None,
             evidence,
         }
     })
@@ -314,6 +330,7 @@ fn container(facts: &Facts) -> Recognised {
         kind,
         runtime,
         machine: None,
+        sentry: None,
         evidence,
     }
 }
@@ -522,6 +539,25 @@ mod tests {
         for facts in [by_shim, by_binary, by_kernel] {
             assert_eq!(recognise(&facts).kind, SandboxKind::Gvisor);
         }
+    }
+
+    #[test]
+    fn gvisors_kernel_says_where_its_books_are_and_which_sandbox_it_is() {
+        let facts = Facts {
+            processes: vec![process(
+                8,
+                "runsc",
+                "runsc-sandbox --root=/run/r --network=none boot --bundle=/b --spec-fd=12 s1",
+            )],
+            ..Facts::default()
+        };
+        let expected = Sentry {
+            pid: 8,
+            started: 1,
+            root: "/run/r".into(),
+            sandbox: "s1".into(),
+        };
+        assert_eq!(recognise(&facts).sentry, Some(expected));
     }
 
     #[test]
