@@ -7,7 +7,7 @@ use kube::{Api, Client};
 use podcheckpoint_crds::conditions::{self, Verdict as Status};
 use podcheckpoint_crds::{
     AGENT_MANAGER, CheckpointNode, CheckpointNodeStatus, ConditionType, HandlerCapability, Method, Outcome,
-    Reason,
+    Reason, SandboxKind,
 };
 use podcheckpoint_probe::observation::Observations;
 use podcheckpoint_probe::verdict::{Verdict, verdict};
@@ -90,7 +90,12 @@ fn capability(handler: Handler, runtime: &RuntimeVersion, kubelet: bool) -> Hand
         containers: 1,
         kubelet,
     };
-    let (methods, skipped_methods) = plan::usable(&facts);
+    let (mut methods, mut skipped_methods) = plan::usable(&facts);
+    // Whether a machine can be saved is only seen when there is one.
+    if facts.sandbox.kind == SandboxKind::Kata {
+        skipped_methods.retain(|skipped| skipped.method != Method::VmSnapshot);
+        methods.push(Method::VmSnapshot);
+    }
     HandlerCapability {
         name: handler.name,
         runtime_type: handler.runtime_type,
@@ -99,7 +104,7 @@ fn capability(handler: Handler, runtime: &RuntimeVersion, kubelet: bool) -> Hand
     }
 }
 
-/// `default: CRI, Kubelet, Direct; kata: none`
+/// `default: CRI, Kubelet, Direct; kata: VMSnapshot`
 fn summary(handlers: &[HandlerCapability]) -> String {
     let words = |handler: &HandlerCapability| {
         let name = if handler.name.is_empty() {
@@ -185,7 +190,7 @@ mod tests {
         let status = status(&Observations::default(), &runtime, handlers, false);
         assert_eq!(
             status.summary.as_deref(),
-            Some("default: CRI, Direct; kata: none")
+            Some("default: CRI, Direct; kata: VMSnapshot")
         );
         assert_eq!(
             status.handlers[1].skipped_methods[0].reason,
