@@ -22,6 +22,11 @@ fn uid(namespace: &Namespace, kind: &str, name: &str) -> Result<String> {
     Ok(object["metadata"]["uid"].as_str().unwrap_or_default().to_owned())
 }
 
+/// Waits until a pod has filled its memory and counts: random bytes come slowly through gVisor on a busy machine.
+fn counts(namespace: &Namespace, pod: &str) -> Result<()> {
+    eventually(Duration::from_secs(120), || namespace.count(pod, "main")).map(drop)
+}
+
 /// Waits until gVisor's kernel of a pod has the file of a checkpoint open: from then on the pod stands still.
 fn saving(pod: &str) -> Result<()> {
     let pid = sentry(pod)?;
@@ -112,7 +117,7 @@ fn the_report_on_the_node_has_gvisors_method_for_its_handler() -> Result<()> {
 fn an_agent_killed_while_gvisors_kernel_writes_leaves_the_pod_running() -> Result<()> {
     let namespace = Namespace::new("gvisor-killed")?;
     pod(&namespace, "heavy", &[("main", HEAVY)])?;
-    namespace.count("heavy", "main")?;
+    counts(&namespace, "heavy")?;
     let of_pod = uid(&namespace, "pod", "heavy")?;
     namespace.checkpoint("killed", json!({"sourcePodName": "heavy"}))?;
     let object = uid(&namespace, KIND, "killed")?;
@@ -132,7 +137,7 @@ fn an_agent_killed_while_gvisors_kernel_writes_leaves_the_pod_running() -> Resul
 fn a_checkpoint_that_gvisors_kernel_does_not_end_in_time_fails_and_the_pod_goes_on() -> Result<()> {
     let namespace = Namespace::new("gvisor-late")?;
     pod(&namespace, "heavy", &[("main", HEAVY)])?;
-    namespace.count("heavy", "main")?;
+    counts(&namespace, "heavy")?;
     let of_pod = uid(&namespace, "pod", "heavy")?;
     let status = namespace.take("late", json!({"sourcePodName": "heavy", "timeoutSeconds": 1}))?;
     assert_failed(&status, "Dump", "DeadlineExceeded");
