@@ -128,7 +128,10 @@ pub struct PodCheckpointSpec {
     pub timeout_seconds: i32,
 
     /// How the checkpoint is taken. Auto chooses by what the node offers and records in status.skippedMethods why the
-    /// others were not used.
+    /// others were not used. CRI, Kubelet and Direct let CRIU dump processes on the node's own kernel: through the
+    /// container runtime, the kubelet, or the runtime's task service, which freezes all containers first. VMSnapshot
+    /// saves the whole virtual machine of a pod that runs in one. GVisor lets gVisor's kernel save itself with every
+    /// container of the pod (runsc checkpoint); it is the only one for pods on that kernel.
     #[serde(default)]
     pub method: Method,
 

@@ -813,6 +813,11 @@ reasons! {
             "The message names the others that run in the sandbox.",
             "Leave spec.containers out, or name all of them.",
         }
+        GvisorFilesOutside {
+            "What the pod has changed in its root filesystem is not in the state that gVisor's kernel writes, so the restored pod would miss it.",
+            "runsc runs with --overlay2=none; see `tr '\\0' '\\n' < /proc/PID/cmdline` of runsc-sandbox.",
+            "Leave runsc's --overlay2 at its default and create the pod anew, or set allowDegraded: true if the pod changes nothing there.",
+        }
         GvisorPaused {
             "The gVisor sandbox is paused: its checkpoint would be one of a pod that stands still.",
             "`runsc state` says paused before anything was done.",

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod golden;
+pub mod gvisor;
 pub mod restore;
 pub mod scenario;
 

@@ -89,7 +89,7 @@ impl Restored {
 
 /// The container's own specification, with namespaces, volumes and a cgroup of its own instead of the pod's. The
 /// second value is what has to be copied.
-fn own_spec(mut spec: Value, bundle: &str, id: &str) -> (Value, Vec<(String, String)>) {
+pub(crate) fn own_spec(mut spec: Value, bundle: &str, id: &str) -> (Value, Vec<(String, String)>) {
     spec["root"] = json!({ "path": "rootfs" });
     spec["linux"]["cgroupsPath"] = json!(format!("/podcheckpoint-restored/{id}"));
     for namespace in spec["linux"]["namespaces"].as_array_mut().into_iter().flatten() {

@@ -222,10 +222,10 @@ pub fn assert_ready(node: &str, status: &Value) -> Result<()> {
     assert_condition(status, "SourceRunning", "True", "SourceRuns");
     for container in status["checkpointedContainers"].as_array().into_iter().flatten() {
         let path = archive(status, container["name"].as_str().unwrap_or_default());
-        let file = if container["format"] == "Directory" || container["format"] == "VirtualMachine" {
-            format!("{path}/SHA256SUMS")
-        } else {
+        let file = if container["format"] == "ContainerCheckpoint" {
             path
+        } else {
+            format!("{path}/SHA256SUMS")
         };
         let sum = on_node(node, &format!("sha256sum {file}"))?;
         ensure!(

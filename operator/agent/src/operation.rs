@@ -236,7 +236,7 @@ async fn take(
     let found = found?;
     let prepared = match (&found.machine, &found.gvisor) {
         (Some(machine), _) => machine.look(context, object, report).await,
-        (None, Some(sandbox)) => sandbox.look(context, report).await,
+        (None, Some(sandbox)) => sandbox.look(context, object, report).await,
         (None, None) => prepare(client, context, object, &found, report).await,
     };
     phases.end("prove");

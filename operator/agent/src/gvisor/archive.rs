@@ -19,8 +19,8 @@ pub const MANIFEST: &str = "manifest.json";
 const RESTORE: [&str; 5] = [
     "Use the runsc version that is named here: another one need not understand the state.",
     "Make a bundle of the sandbox and of each container: its config.json from this archive, and a folder rootfs from its image. What the pod has changed there is in the state.",
-    "In each config.json, let the sources of bind mounts be what the volumes held, and leave the network namespace's path out.",
-    "First the sandbox, under its own identifier: runsc --root ROOT --network=none restore --detach --image-path ARCHIVE --bundle BUNDLE SANDBOX",
+    "In each config.json, let the sources of bind mounts be what the volumes held, and leave the paths of namespaces out. root.readonly and the annotations must stay as they are.",
+    "First the sandbox, under its own identifier: runsc --root ROOT --network=none --ignore-cgroups restore --detach --image-path ARCHIVE --bundle BUNDLE SANDBOX",
     "Then each container, under its own identifier, in the same way. The pod goes on when the last of them is there.",
 ];
 
@@ -102,10 +102,18 @@ fn manifest(of: &Of, sentry: &Sentry, seen: &Seen) -> serde_json::Value {
         "takenAt": k8s_openapi::jiff::Timestamp::now().to_string(),
         "runscVersion": seen.version,
         "runscRoot": sentry.root,
-        "consistency": "memory and the root filesystems' changes of one moment, of every container of the pod; volumes are not in the archive",
+        "consistency": consistency(sentry.overlay),
         "connections": "Network connections to the outside end with a restore.",
         "restore": RESTORE,
     })
+}
+
+fn consistency(overlay: bool) -> &'static str {
+    if overlay {
+        "memory and the root filesystems' changes of one moment, of every container of the pod; volumes are not in the archive"
+    } else {
+        "memory of one moment, of every container of the pod; neither volumes nor what was changed in the root filesystems are in the archive"
+    }
 }
 
 /// Checks that everything is there and of the right pod, writes SHA256SUMS and syncs it all.
@@ -169,6 +177,7 @@ mod tests {
             started: 1,
             root: "/r".into(),
             sandbox: "s".into(),
+            overlay: true,
         };
         let seen = Seen {
             version: "1".into(),

@@ -85,7 +85,13 @@ pub async fn save(
     if result.is_err() {
         wait_until_through(sentry, &path, PATIENCE).await;
     }
-    result.map(|()| begun.elapsed())
+    match result {
+        Ok(()) => Ok(begun.elapsed()),
+        Err(GvisorError::Cancelled) => Err(GvisorError::Cancelled),
+        // What runsc says then is that a connection was closed.
+        Err(_) if !sentry.alive() => Err(GvisorError::Gone(sentry.pid)),
+        Err(error) => Err(error),
+    }
 }
 
 /// A kernel that was handed no file did not take the call at all.
@@ -132,6 +138,7 @@ mod tests {
             started: facts::started(pid).unwrap(),
             root: "/nonexistent".into(),
             sandbox: "s".into(),
+            overlay: true,
         }
     }
 

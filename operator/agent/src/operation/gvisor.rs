@@ -70,7 +70,12 @@ impl Subject {
     }
 
     /// Finds out whether the sandbox could be saved. ptrace is not tried: it would be on gVisor's kernel.
-    pub(super) async fn look(&self, context: &Context, report: &mut Report) -> Result<(), Stop> {
+    pub(super) async fn look(
+        &self,
+        context: &Context,
+        object: &PodCheckpoint,
+        report: &mut Report,
+    ) -> Result<(), Stop> {
         let text = "the pod runs on gVisor's kernel, which saves it without ptrace; its processes were not looked at";
         report.set(
             ConditionType::PtraceValidated,
@@ -88,6 +93,14 @@ impl Subject {
         };
         note(report, "gVisor", outcome, &words);
         outcome.map_err(|reason| Stop::new(Step::Inspect, reason, words))?;
+        if !self.sentry.overlay {
+            let words =
+                "runsc runs with --overlay2=none: files of the root filesystem stay outside of the state";
+            note(report, "root filesystem", Err(Reason::GvisorFilesOutside), words);
+            if !object.spec.allow_degraded {
+                return Err(Stop::new(Step::Inspect, Reason::GvisorFilesOutside, words));
+            }
+        }
         let memory = self.memory();
         let room = archive::check_room(&context.archive_root, memory, 1);
         let evidence = room.as_ref().map_or_else(describe, |()| {

@@ -102,6 +102,8 @@ pub struct Sentry {
     pub root: PathBuf,
     /// The sandbox's identifier for runsc.
     pub sandbox: String,
+    /// Whether what the pod changes in its root filesystems is kept by the kernel, and so is in its state.
+    pub overlay: bool,
 }
 
 impl Sentry {

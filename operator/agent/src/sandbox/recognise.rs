@@ -85,6 +85,7 @@ fn describe_sentry(process: &Process) -> Option<Sentry> {
         started: process.started,
         root: vmm::values(&process.arguments, "root").next()?.into(),
         sandbox: process.arguments.last()?.clone(),
+        overlay: vmm::values(&process.arguments, "overlay2").all(|value| value != "none"),
     })
 }
 
@@ -559,8 +560,18 @@ mod tests {
             started: 1,
             root: "/run/r".into(),
             sandbox: "s1".into(),
+            overlay: true,
         };
-        assert_eq!(recognise(&facts).sentry, Some(expected));
+        assert_eq!(recognise(&facts).sentry, Some(expected.clone()));
+        let mut without = facts;
+        for process in &mut without.processes {
+            process.arguments.insert(1, "--overlay2=none".into());
+        }
+        let expected = Sentry {
+            overlay: false,
+            ..expected
+        };
+        assert_eq!(recognise(&without).sentry, Some(expected));
     }
 
     #[test]
