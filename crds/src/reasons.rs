@@ -742,6 +742,13 @@ reasons! {
             "status.runtime.sandbox has the virtual machine monitor and how it was recognised.",
             "Nothing for a snapshot of the machine: it needs no ptrace.",
         }
+        GuestUnreachable {
+            "The pod runs in a virtual machine, and no way into it was open in five seconds, so nothing can be said about ptrace there.",
+            "The message has each way with the reason why it was not open: Kata's debug console, and the runtime's exec into the container.",
+            "Kata: set `debug_console_enabled = true` below [agent.kata] in Kata's configuration.toml, or give the pod the annotation `io.katacontainers.config.hypervisor.kernel_params: \"agent.debug_console agent.debug_console_vport=1026\"`, and create the pod anew.",
+            confirm: "`kata-runtime exec SANDBOX`, or `kubectl exec POD -- sh -c true`",
+            affects: "Whoever is root on the node gets a shell of the guest's root, which is not so in a confidential guest's threat model.",
+        }
         VmmUnsupported {
             "The virtual machine monitor of the sandbox offers no snapshot to anybody else.",
             "status.runtime.sandbox names it: Dragonball runs inside its shim and StratoVirt has no snapshot here.",

@@ -41,6 +41,7 @@ type configuration struct {
 			ExtraMonitorSocket  string `toml:"extra_monitor_socket"`
 			KernelParams        string `toml:"kernel_params"`
 			ConsoleOnSerialPort bool   `toml:"podcheckpoint_console_on_serial_port"`
+			Carried             string `toml:"podcheckpoint_carried"`
 		} `toml:"qemu"`
 	} `toml:"hypervisor"`
 	Agent struct {
@@ -173,6 +174,11 @@ func arguments(id, folder string, spec *specs.Spec, settings configuration) []st
 		"-device", "virtio-serial-pci",
 		"-chardev", "socket,id=agent,path=" + socket("agent.sock") + ",server=on,wait=off",
 		"-device", "virtserialport,chardev=agent,name=" + wire.Port,
+	}
+	// Programs that the guest's image carries, as a tar that takes the place of a disk.
+	if _, err := os.Stat(qemu.Carried); err == nil {
+		all = append(all, "-drive", "id=carried,file="+qemu.Carried+",format=raw,if=none,readonly=on",
+			"-device", "virtio-blk-pci,drive=carried")
 	}
 	if qemu.ExtraMonitorSocket == "qmp" {
 		all = append(all, "-qmp", "unix:"+socket("extra-monitor.sock")+",server=on,wait=off")

@@ -49,6 +49,14 @@ func init() {
 }
 
 func main() {
+	if len(os.Args) == 4 && os.Args[1] == "exec" {
+		status, err := execute(os.Args[2], os.Args[3])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			status = 125
+		}
+		os.Exit(status)
+	}
 	shim.RunShim(context.Background(), manager{}, func(config *shim.Config) {
 		// Every child is waited for by who started it.
 		config.NoReaper, config.NoSubreaper = true, true

@@ -14,13 +14,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// carried is where the programs of the second disk are, which takes the place of what an own guest image has.
+const carried = "/run/carried"
+
 func main() {
-	os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+	os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:"+carried)
 	os.Setenv("HOME", "/root")
 	if err := boot(); err != nil {
 		halt("boot: %v", err)
 	}
 	parameters := kernelParameters()
+	if _, err := os.Stat("/dev/vdb"); err == nil {
+		if err := unpackCarried(); err != nil {
+			say("carried programs: %v", err)
+		}
+	}
 	if slices.Contains(parameters, "agent.debug_console") {
 		if err := openConsole(parameters); err != nil {
 			say("debug console: %v", err)
@@ -106,4 +114,11 @@ func mountDisk() error {
 		time.Sleep(10 * time.Millisecond)
 	}
 	return fmt.Errorf("/dev/vda: %w", err)
+}
+
+func unpackCarried() error {
+	if err := os.MkdirAll(carried, 0o755); err != nil {
+		return err
+	}
+	return exec.Command("tar", "-x", "-f", "/dev/vdb", "-C", carried).Run()
 }

@@ -7,6 +7,7 @@
 pub mod archive;
 pub mod capability;
 pub mod criu;
+pub mod guest;
 pub mod gvisor;
 pub mod journal;
 pub mod node;

@@ -1,6 +1,7 @@
 //! One checkpoint, from the first look at the node to the verified archive. The only module that touches the target.
 
 mod gvisor;
+mod inside;
 pub(crate) mod machine;
 
 use std::fs;
@@ -624,6 +625,7 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
     let containers = choose_containers(object, &sandbox)?;
     let recognised = recognise(&sandbox, &containers).await;
     report.status.runtime = Some(runtime_facts(&cri, &sandbox, &containers, &recognised));
+    inside::look(&cri, &recognised, &containers, object.spec.allow_degraded, report).await;
     let facts = plan::Facts {
         runtime: cri.version().name.clone(),
         runtime_major: cri.version().major(),

@@ -18,8 +18,6 @@ pub struct Limits {
     pub silence: Duration,
     /// In all.
     pub total: Duration,
-    /// Afterwards it is let be and goes on by itself, instead of being killed: it has something to put back.
-    pub spare: bool,
 }
 
 /// How a child ended.
@@ -33,8 +31,6 @@ pub enum Ending {
     Silent(bool),
     /// It went on talking past its total; it has been killed.
     Late,
-    /// It was not waited for any longer, and goes on.
-    Left,
 }
 
 /// A child could not be started.
@@ -64,13 +60,6 @@ pub fn run(
             drop(writer);
             let over = listen(reader, limits, &mut heard);
             Ok(match over {
-                Over::Silent | Over::Late if limits.spare => Ending::Left,
-                Over::Closed if limits.spare => {
-                    wait_until(pid, limits.silence).map_or(Ending::Left, |ended| match ended {
-                        Waited::Killed(signal) => Ending::Killed(signal),
-                        _ => Ending::Exited(0),
-                    })
-                }
                 Over::Closed => reap(pid, limits.silence, silent),
                 Over::Silent => {
                     silent(pid);
@@ -157,7 +146,6 @@ pub fn ask(limit: Duration, work: impl FnOnce() -> Vec<u8>) -> Option<Vec<u8>> {
     let limits = Limits {
         silence: limit,
         total: limit,
-        spare: false,
     };
     let write = |out: &mut File| {
         let _ = out.write_all(&work());

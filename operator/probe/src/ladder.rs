@@ -29,12 +29,6 @@ pub struct Request {
 const SILENCE: Duration = Duration::from_millis(400);
 /// All threads of all processes together; with the deadlines below, a verdict comes within two seconds.
 const TARGETS: Duration = Duration::from_millis(900);
-/// The rung that changes something is never broken off.
-const SPARED: Limits = Limits {
-    silence: TARGETS,
-    total: TARGETS,
-    spare: true,
-};
 /// How long looking at a task that hangs may take.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long looking through the descriptors of every process may take.
@@ -129,20 +123,14 @@ impl Climber<'_> {
     /// The one rung that changes something, and only where every other one was taken without a failure.
     fn inject(&mut self) -> Result<(), ChildError> {
         let roots = self.seen.processes.iter().filter(|process| process.root);
-        let pids: Vec<(i32, usize)> = roots.map(|process| (process.pid, process.threads)).collect();
-        for (pid, threads) in pids {
-            if threads != 1 {
-                self.seen.gaps.push(format!(
-                    "nothing was executed in process {pid}: it has {threads} threads, and the others would go on"
-                ));
-                continue;
-            }
+        let pids: Vec<i32> = roots.map(|process| process.pid).collect();
+        for pid in pids {
             let own = |record: &&Record| record.subject == Subject::Target && record.pid == pid;
             let mut records = self.seen.steps.iter().filter(own).peekable();
             let clean = records.peek().is_some() && records.all(|record| matches!(record.end, End::Done(_)));
             let code = clean.then(|| code_of(pid)).flatten();
             match code {
-                Some(code) => self.rung_within(SPARED, |out| inject::inject(out, pid, code))?,
+                Some(code) => self.rung(TARGETS, |out| inject::inject(out, pid, code))?,
                 None => self.seen.gaps.push(format!(
                     "nothing was executed in process {pid}, which was not proved before"
                 )),
@@ -173,12 +161,7 @@ impl Climber<'_> {
         let limits = Limits {
             silence: SILENCE.min(total),
             total,
-            spare: false,
         };
-        self.rung_within(limits, work)
-    }
-
-    fn rung_within(&mut self, limits: Limits, work: impl FnOnce(&mut fs::File)) -> Result<(), ChildError> {
         let (mut decoder, mut pending, mut stall) = (Decoder::default(), None, None);
         let pending_at_silence = std::cell::Cell::new(None::<Message>);
         let ending = {
@@ -208,13 +191,6 @@ impl Climber<'_> {
                 tracer_killed: killed,
                 ..stall.unwrap_or_default()
             })),
-            Ending::Left => {
-                self.seen.gaps.push(
-                    "what was put into the target is not put back yet: a child of the probe waits until it can be"
-                        .to_owned(),
-                );
-                return;
-            }
             Ending::Late => {
                 self.seen.gaps.push(format!(
                     "not every thread was reached within {} ms",
@@ -402,7 +378,6 @@ fn listeners() -> Vec<String> {
     let limits = Limits {
         silence: SEARCH,
         total: SEARCH,
-        spare: false,
     };
     let mut found = Vec::new();
     let _ = child::run(limits, find, |bytes| found.extend_from_slice(bytes), |_| {});

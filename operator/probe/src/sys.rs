@@ -243,20 +243,6 @@ pub fn rseq(tid: i32) -> Result<i64, Errno> {
     )
 }
 
-/// Where a thread has its struct rseq, from `PTRACE_GET_RSEQ_CONFIGURATION` (struct ptrace_rseq_configuration begins
-/// with it); `None` when it has none.
-pub fn rseq_address(tid: i32) -> Result<Option<usize>, Errno> {
-    let mut buffer = [0u64; 4];
-    ptrace(
-        GET_RSEQ_CONFIGURATION,
-        tid,
-        size_of_val(&buffer) - size_of::<u64>(),
-        buffer.as_mut_ptr() as usize,
-    )?;
-    let [address, ..] = buffer;
-    Ok(usize::try_from(address).ok().filter(|address| *address != 0))
-}
-
 /// `PTRACE_SECCOMP_GET_FILTER` of every filter: how many there are, and whether one of them asks a listener.
 pub fn filters(tid: i32) -> Result<(i64, bool), Errno> {
     let (mut count, mut listener) = (0, false);

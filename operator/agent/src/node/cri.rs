@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::grpc;
+use super::{chain, grpc};
 
 /// Sockets of the runtimes that Kubernetes distributions ship, most common first.
 const KNOWN_SOCKETS: [&str; 6] = [
@@ -133,6 +133,17 @@ pub struct Container {
     pub spec: Option<serde_json::Value>,
     /// Image as the pod names it.
     pub image: Option<String>,
+}
+
+/// What a command in a container printed, and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// Exit status.
+    pub code: i32,
 }
 
 /// A runtime handler, as a RuntimeClass names it.
@@ -366,6 +377,31 @@ impl Cri {
             .map_err(CriError::of("CheckpointContainer"))
     }
 
+    /// Runs a command in a container and waits for its end; the runtime ends it after `timeout`.
+    ///
+    /// # Errors
+    /// What the runtime answered. A command that fails is no error.
+    pub async fn exec(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, CriError> {
+        let request = ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd: command,
+            timeout: i64::try_from(timeout.as_secs().max(1)).unwrap_or(i64::MAX),
+        };
+        let path = "/runtime.v1.RuntimeService/ExecSync";
+        let answer = grpc::call::<_, ExecSyncResponse>(&self.channel, path, Request::new(request)).await;
+        let answer = answer.map_err(CriError::of("ExecSync"))?;
+        Ok(ExecOutput {
+            stdout: String::from_utf8_lossy(&answer.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&answer.stderr).into_owned(),
+            code: answer.exit_code,
+        })
+    }
+
     async fn look_up<Q, A>(&self, call: &'static str, path: &'static str, request: Q) -> Result<A, CriError>
     where
         Q: prost::Message + 'static,
@@ -383,16 +419,6 @@ impl Cri {
             })?
             .map_err(CriError::of(call))
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[derive(Default, Deserialize)]
@@ -577,6 +603,26 @@ struct ContainerStatusRequest {
 struct ContainerStatusResponse {
     #[prost(map = "string, string", tag = "2")]
     info: HashMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ExecSyncRequest {
+    #[prost(string, tag = "1")]
+    container_id: String,
+    #[prost(string, repeated, tag = "2")]
+    cmd: Vec<String>,
+    #[prost(int64, tag = "3")]
+    timeout: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ExecSyncResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    stdout: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    stderr: Vec<u8>,
+    #[prost(int32, tag = "3")]
+    exit_code: i32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -9,3 +9,14 @@ pub mod process;
 pub mod release;
 pub mod tasks;
 pub mod watchdog;
+
+/// An error with what it comes from.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -70,9 +70,7 @@ impl Question<'_> {
 /// # Errors
 /// When it cannot be started, or gives no report in time; it is then ended, and its children with it.
 pub async fn ask(question: &Question<'_>) -> Result<Observations, ProbeError> {
-    let program =
-        std::env::var_os("PODCHECKPOINT_PROBE").map_or_else(|| Path::new(PROGRAM).to_owned(), PathBuf::from);
-    let mut child = Command::new(program)
+    let mut child = Command::new(program())
         .arg("--json")
         .args(question.arguments())
         .stdin(Stdio::null())
@@ -103,6 +101,29 @@ pub async fn ask(question: &Question<'_>) -> Result<Observations, ProbeError> {
         Ok(None) => Err(ProbeError::NoReport { last }),
         Err(_) => Err(ProbeError::Silent { last }),
     }
+}
+
+/// The program.
+pub fn program() -> PathBuf {
+    std::env::var_os("PODCHECKPOINT_PROBE").map_or_else(|| Path::new(PROGRAM).to_owned(), PathBuf::from)
+}
+
+/// The report in what a probe elsewhere has printed, among other lines; else the last step that it announced.
+///
+/// # Errors
+/// [`ProbeError::NoReport`].
+pub fn report_in(text: &str) -> Result<Observations, ProbeError> {
+    let mut last = String::from("none");
+    for line in text.lines() {
+        // A prompt may stand before it.
+        let line = line.get(line.find('{').unwrap_or_default()..).unwrap_or_default();
+        match parse(line) {
+            Line::Report(seen) => return Ok(*seen),
+            Line::Step(step) => last = step,
+            Line::Other => {}
+        }
+    }
+    Err(ProbeError::NoReport { last })
 }
 
 enum Line {

@@ -61,14 +61,15 @@ impl Subject {
         object: &PodCheckpoint,
         report: &mut Report,
     ) -> Result<(), Stop> {
-        let text =
-            "the pod runs in a virtual machine, which is saved as a whole; its processes were not looked at";
-        report.set(
-            ConditionType::PtraceValidated,
-            Verdict::Unknown,
-            Reason::GuestNotProbed,
-            text,
-        );
+        if !report.has(ConditionType::PtraceValidated) {
+            let text = "the pod runs in a virtual machine, which is saved as a whole; its processes were not looked at";
+            report.set(
+                ConditionType::PtraceValidated,
+                Verdict::Unknown,
+                Reason::GuestNotProbed,
+                text,
+            );
+        }
         let limits = limits(context, object, &CancellationToken::new());
         let ready = snapshot::check(&self.machine, &limits).await;
         let words = match &ready {

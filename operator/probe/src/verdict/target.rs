@@ -6,7 +6,6 @@ use super::denial::{denial, denies, is_access};
 use super::stall::{is_exec, stalled};
 use super::words::error;
 use super::{Finding, fail, found, was_gone};
-use crate::inject::NOT_EXECUTED;
 use crate::observation::{End, Observations, Process, Record, Step, Subject, Thread};
 use crate::rungs::LISTENER;
 
@@ -267,16 +266,6 @@ fn step_of(seen: &Observations, process: &Process, record: &Record) -> Option<Fi
             Reason::KernelLacksCheckpointRestore,
             pid,
             "PTRACE_O_SUSPEND_SECCOMP gave EINVAL",
-        )),
-        (End::Errno(NOT_EXECUTED), _) => Some(found(
-            "code in the target",
-            Outcome::Unknown,
-            Reason::ProbeIncomplete,
-            pid,
-            format!(
-                "{:?} could not be executed in process {}",
-                record.step, process.pid
-            ),
         )),
         (End::Errno(errno), Step::Inject | Step::MemFile | Step::MapCode | Step::Connect) => {
             Some(rejected(process, record.step, *errno))

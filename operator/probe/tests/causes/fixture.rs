@@ -22,7 +22,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -81,8 +80,8 @@ fn target(progress: &str, mode: &str, rest: &[&str]) {
         "filtered" => let_be(filter(libc::SYS_acct, libc::SECCOMP_RET_ERRNO | 1, false)),
         "listener" => let_be(filter(libc::SYS_acct, libc::SECCOMP_RET_USER_NOTIF, true)),
         "signals" => signals(),
-        "no-memory" => LIMIT.set((libc::RLIMIT_AS, 1)).unwrap(),
-        "no-files" => LIMIT.set((libc::RLIMIT_NOFILE, 0)).unwrap(),
+        "no-memory" => limit(libc::RLIMIT_AS, 1),
+        "no-files" => limit(libc::RLIMIT_NOFILE, 0),
         "scoped" => scoped(),
         "strange-name" => {
             let name = b"\xff) Z \xfe\nState:\0";
@@ -96,7 +95,7 @@ fn target(progress: &str, mode: &str, rest: &[&str]) {
         "exec" => blocked_exec(),
         other => panic!("no target {other}"),
     }
-    if LIMIT.get().is_none() {
+    if !matches!(mode, "no-memory" | "no-files") {
         say_ready(&std::process::id().to_string());
     }
     compute(progress);
@@ -155,7 +154,6 @@ fn compute(progress: &str) {
         libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, timer, &raw mut event);
     }
     let notes = std::fs::File::create(progress).unwrap();
-    set_limit();
     let (mut sum, mut number) = (0u64, 0u64);
     loop {
         let mut fired = libc::epoll_event { events: 0, u64: 0 };
@@ -244,19 +242,18 @@ fn signals() {
     }
 }
 
-/// A limit that is set once the target has made everything that it needs itself.
-static LIMIT: OnceLock<(libc::__rlimit_resource_t, u64)> = OnceLock::new();
-
-fn set_limit() {
-    let Some((resource, value)) = LIMIT.get() else {
-        return;
-    };
-    let limits = libc::rlimit {
-        rlim_cur: *value,
-        rlim_max: *value,
-    };
-    assert_eq!(unsafe { libc::setrlimit(*resource, &raw const limits) }, 0);
-    say_ready(&std::process::id().to_string());
+/// A limit for the time after everything that the target itself needs has been made.
+fn limit(resource: libc::__rlimit_resource_t, value: u64) {
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        let limits = libc::rlimit {
+            rlim_cur: value,
+            rlim_max: value,
+        };
+        assert_eq!(unsafe { libc::setrlimit(resource, &raw const limits) }, 0);
+        say_ready(&std::process::id().to_string());
+        loop_forever();
+    });
 }
 
 /// A Landlock domain out of which no abstract socket can be reached, Landlock ABI 6.
