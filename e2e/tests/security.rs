@@ -103,7 +103,12 @@ fn take_patiently(namespace: &Namespace, name: &str, spec: &Value) -> Result<(St
     for number in 0..10 {
         let name = format!("{name}-{number}");
         let status = namespace.take(&name, spec.clone())?;
-        let slow = ["ProbeStalled", "CriuProbeStalled", "ProbeIncomplete"];
+        let slow = [
+            "ProbeStalled",
+            "CriuProbeStalled",
+            "ProbeIncomplete",
+            "RuntimeNotFound",
+        ];
         if !slow.contains(&status["reason"].as_str().unwrap_or_default()) {
             return Ok((name, status));
         }
