@@ -51,7 +51,11 @@ fn shim_words(facts: &Facts) -> Vec<String> {
 /// `boot` among its arguments. Only the runtime's word makes a process gVisor's kernel, whose program the agent runs: a
 /// container's process may call itself anything.
 fn gvisor(facts: &Facts) -> Option<Recognised> {
-    let sentry = facts.processes.iter().find(|p| is_sentry(p));
+    // The one that the runtime names comes first: the pod's code runs in further processes of runsc, and has a hand in what
+    // those call themselves.
+    let mut sentries: Vec<&Process> = facts.processes.iter().filter(|p| is_sentry(p)).collect();
+    sentries.sort_by_key(|p| !facts.named.contains(&p.pid));
+    let sentry = sentries.first().copied();
     let binary = facts
         .binary
         .as_deref()
@@ -542,6 +546,20 @@ mod tests {
         for facts in [by_shim, by_binary, by_kernel] {
             assert_eq!(recognise(&facts).kind, SandboxKind::Gvisor);
         }
+    }
+
+    #[test]
+    fn of_several_that_call_themselves_gvisors_kernel_the_runtimes_one_counts() {
+        let facts = Facts {
+            runtime_type: Some("io.containerd.runsc.v1".into()),
+            named: vec![9],
+            processes: vec![
+                process(8, "runsc", "runsc-sandbox --root=/evil boot other"),
+                process(9, "runsc", "runsc-sandbox --root=/run/r boot s1"),
+            ],
+            ..Facts::default()
+        };
+        assert_eq!(recognise(&facts).sentry.map(|sentry| sentry.pid), Some(9));
     }
 
     #[test]
