@@ -1,4 +1,6 @@
 //! A snapshot of a machine that a real libvirtd keeps: QEMU's own monitor is the daemon's, so everything goes by virsh.
+//!
+//! The daemon is on a node of its own: in namespaces of mounts and processes, where the agent's program is run too.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -13,7 +15,7 @@ mod machines;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
 use machines::{check_archive, initrd, kernel, skipped, wait_for, words};
 use podcheckpoint_agent::vm::by_hand;
@@ -57,6 +59,7 @@ impl Libvirt {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines/libvirt.sh");
         let mut child = Command::new("unshare")
             .args(["--mount", "--propagation", "private"])
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
             .arg(script)
             .arg(folder.path())
             .arg(domain)
@@ -107,6 +110,33 @@ impl Libvirt {
             .unwrap()
     }
 
+    /// The node's first process, as it is seen from here.
+    fn first(&self) -> i32 {
+        let own = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap();
+        children.trim().parse().unwrap()
+    }
+
+    /// `podcheckpoint-agent vm-snapshot` on that node, where QEMU has another number.
+    fn snapshot(&self, arguments: &[&str]) -> Output {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let numbers = status
+            .lines()
+            .find_map(|line| line.strip_prefix("NSpid:"))
+            .unwrap();
+        Command::new("nsenter")
+            .args(["--target", &self.first().to_string(), "--mount", "--pid"])
+            .arg(env!("CARGO_BIN_EXE_podcheckpoint-agent"))
+            .args([
+                "vm-snapshot",
+                "--vmm-pid",
+                numbers.split_whitespace().last().unwrap(),
+            ])
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
     fn counted(&self) -> Vec<u64> {
         let text = fs::read_to_string(self.folder.path().join("console")).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
@@ -148,15 +178,9 @@ fn a_domain_is_saved_goes_on_and_is_restored() {
     let Some(mut libvirt) = Libvirt::start() else {
         return;
     };
-    let seen = by_hand::machine(libvirt.pid()).unwrap();
-    assert_eq!(seen.domain.as_deref(), Some("shop_vm"));
     let before = libvirt.wait_past(3);
     let to = libvirt.folder.path().join("snapshot");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_podcheckpoint-agent"));
-    command
-        .args(["vm-snapshot", "--vmm-pid", &libvirt.pid().to_string(), "--to"])
-        .arg(&to);
-    let output = command.output().unwrap();
+    let output = libvirt.snapshot(&["--to", to.to_str().unwrap()]);
     assert!(output.status.success(), "{}", words(&output));
     eprintln!("{}", words(&output).trim());
     assert_eq!(libvirt.virsh("domstate shop_vm"), "running");
@@ -183,11 +207,21 @@ fn a_domain_that_is_paused_already_is_left_as_it_is() {
         return;
     };
     libvirt.virsh("suspend shop_vm");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_podcheckpoint-agent"));
-    let output = command
+    let output = libvirt.snapshot(&[]);
+    assert!(words(&output).contains("VmAlreadyPaused: "), "{}", words(&output));
+    assert_eq!(libvirt.virsh("domstate shop_vm"), "paused");
+}
+
+#[test]
+fn what_looks_like_a_domain_and_has_other_files_than_the_node_is_none_and_its_virsh_is_not_run() {
+    let Some(libvirt) = Libvirt::start() else {
+        return;
+    };
+    // From here the domain is in a mount namespace of its own, as in a pod.
+    assert_eq!(by_hand::machine(libvirt.pid()).unwrap().domain, None);
+    let output = Command::new(env!("CARGO_BIN_EXE_podcheckpoint-agent"))
         .args(["vm-snapshot", "--vmm-pid", &libvirt.pid().to_string()])
         .output()
         .unwrap();
-    assert!(words(&output).contains("VmAlreadyPaused: "), "{}", words(&output));
-    assert_eq!(libvirt.virsh("domstate shop_vm"), "paused");
+    assert!(words(&output).contains("VmMonitor"), "{}", words(&output));
 }

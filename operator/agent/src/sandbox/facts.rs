@@ -55,6 +55,8 @@ pub struct Process {
     pub arguments: Vec<String>,
     /// Its unix sockets that have a name, when it is a monitor, a shim or a back end of a monitor.
     pub sockets: Vec<UnixSocket>,
+    /// Whether it sees the files that the node's first process sees: a container never does.
+    pub on_node: bool,
 }
 
 /// A unix socket of a process.
@@ -167,6 +169,7 @@ fn look(pid: i32, closely: bool) -> Option<Process> {
         pid,
         started: stat(pid)?.started,
         sockets: if tells { sockets(pid) } else { Vec::new() },
+        on_node: tells && shares_mounts(pid, 1),
         arguments: if tells || closely {
             arguments(pid)
         } else {
@@ -174,6 +177,13 @@ fn look(pid: i32, closely: bool) -> Option<Process> {
         },
         program,
     })
+}
+
+/// Whether two processes are in one mount namespace, and so see the same programs under the same names. False when the
+/// kernel does not tell.
+pub fn shares_mounts(pid: i32, other: i32) -> bool {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    namespace(pid).is_some_and(|own| namespace(other) == Some(own))
 }
 
 struct Stat {

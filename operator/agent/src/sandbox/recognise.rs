@@ -172,7 +172,8 @@ fn describe(facts: &Facts, kind: VmmKind, process: &Process) -> Machine {
         vsock: vsock(facts, kind, process, monitor.as_ref()),
         memory: vmm::memory(kind, &process.arguments),
         confidential: vmm::confidential(kind, &process.arguments),
-        domain: vmm::domain(&process.arguments),
+        // Its virsh would be the pod's own program, and its name whatever the pod says.
+        domain: vmm::domain(&process.arguments).filter(|_| process.on_node),
         shim: shim_kind(facts),
         arguments: process.arguments.clone(),
         monitor,
@@ -357,6 +358,7 @@ mod tests {
                 .map(str::to_owned)
                 .collect(),
             sockets: Vec::new(),
+            on_node: false,
         }
     }
 
@@ -609,25 +611,36 @@ mod tests {
         assert_eq!(recognise(&unsaid).sentry, None);
     }
 
+    fn libvirts_qemu(on_node: bool) -> Process {
+        let arguments = "-name guest=shop_vm,debug-threads=on -chardev socket,id=charmonitor,path=/l/monitor.sock -mon chardev=charmonitor,id=monitor,mode=control";
+        Process {
+            on_node,
+            ..process(8, "qemu-kvm", arguments)
+        }
+    }
+
     #[test]
-    fn a_libvirt_machine_in_an_ordinary_pod_is_a_machine() {
+    fn a_libvirt_domain_is_one_only_where_virsh_is_the_nodes_own() {
+        let domain = |on_node| {
+            let machine = recognise(&kata(libvirts_qemu(on_node))).machine;
+            machine.unwrap().domain
+        };
+        assert_eq!(domain(true).as_deref(), Some("shop_vm"));
+        assert_eq!(domain(false), None);
+    }
+
+    #[test]
+    fn a_libvirt_machine_in_an_ordinary_pod_is_a_machine_without_a_domain() {
         let facts = Facts {
             runtime_type: Some("io.containerd.runc.v2".into()),
             named: vec![7],
             shim: Some(process(6, "containerd-shim-runc-v2", "-id s")),
-            processes: vec![
-                process(7, "virt-launcher", "x"),
-                process(
-                    8,
-                    "qemu-kvm",
-                    "-name guest=shop_vm,debug-threads=on -chardev socket,id=charmonitor,path=/l/monitor.sock -mon chardev=charmonitor,id=monitor,mode=control",
-                ),
-            ],
+            processes: vec![process(7, "virt-launcher", "x"), libvirts_qemu(false)],
             ..Facts::default()
         };
         let found = recognise(&facts);
         assert_eq!(found.kind, SandboxKind::VirtualMachine);
-        assert_eq!(found.machine.unwrap().domain.as_deref(), Some("shop_vm"));
+        assert_eq!(found.machine.unwrap().domain, None);
     }
 
     #[test]

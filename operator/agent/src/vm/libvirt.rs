@@ -1,5 +1,7 @@
-//! libvirt through `virsh`, which is on every node that has libvirt. It is run in the mount
-//! namespace of the machine's QEMU, where the daemon's socket is: QEMU's own monitor belongs to the daemon alone.
+//! libvirt through `virsh`, which is on every node that has libvirt: QEMU's own monitor belongs to the daemon alone.
+//!
+//! `virsh` runs as root, so it must be the node's own: it is run in the mount namespace of the node's first process, and
+//! only for a QEMU that is in the same one. What looks like libvirt's QEMU in a pod has the pod's files around it.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -12,9 +14,12 @@ use tokio::time::timeout;
 
 use super::qmp::nonsense;
 use super::{ANSWER, Description, Disk, Driver, VmError, agent_program};
+use crate::sandbox::facts;
 
 /// The daemon of the node; one that belongs to a user is not asked.
 const URI: &str = "qemu:///system";
+/// The node's first process.
+const NODE: i32 = 1;
 /// Name of the state in an archive.
 const STATE: &str = "vmstate";
 /// How long a domain may take to stand still or to run.
@@ -25,15 +30,22 @@ const SAVE: Duration = Duration::from_secs(3600);
 /// One domain.
 pub(super) struct Libvirt {
     domain: String,
-    pid: i32,
 }
 
 impl Libvirt {
-    pub(super) fn new(domain: &str, pid: i32) -> Self {
-        Self {
-            domain: domain.to_owned(),
-            pid,
+    /// The domain of a QEMU on the node itself.
+    pub(super) fn new(domain: &str, pid: i32) -> Result<Self, VmError> {
+        if facts::shares_mounts(pid, NODE) {
+            return Ok(Self {
+                domain: domain.to_owned(),
+            });
         }
+        Err(VmError::Unreachable {
+            socket: format!("domain {domain}"),
+            why: format!(
+                "process {pid} does not see the node's own files, and no program of a pod is run as root"
+            ),
+        })
     }
 
     async fn virsh(&self, arguments: &[&str], limit: Duration) -> Result<String, VmError> {
@@ -42,7 +54,7 @@ impl Libvirt {
         command
             .args([
                 "in-mounts-of",
-                &self.pid.to_string(),
+                &NODE.to_string(),
                 "virsh",
                 "--quiet",
                 "--connect",

@@ -182,7 +182,7 @@ impl Handle {
             return Err(VmError::Gone(self.pid));
         }
         if let Some(domain) = &self.domain {
-            return Ok(Box::new(libvirt::Libvirt::new(domain, self.pid)));
+            return libvirt::Libvirt::new(domain, self.pid).map(|driver| Box::new(driver) as Box<dyn Driver>);
         }
         let unreachable = || VmError::Unreachable {
             socket: self.vmm.as_str().to_owned(),
