@@ -208,7 +208,10 @@ fn a_monitor_whose_process_is_stopped_is_told_from_a_busy_one() {
 fn handle(machine: &Machine, socket: &Path) -> Handle {
     let seen = Handle::of(&by_hand::machine(machine.pid()).unwrap());
     Handle {
-        monitor: Some(SocketPath::own(socket)),
+        monitor: Some(SocketPath {
+            path: socket.to_owned(),
+            owners: vec![machine.pid()],
+        }),
         ..seen
     }
 }

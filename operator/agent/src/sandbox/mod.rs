@@ -1,11 +1,13 @@
 //! What the processes of a pod really run in: a container on the node's kernel, a virtual machine, or gVisor.
 //!
 //! `facts` is the only reader, and looks at processes and their open sockets, never at paths that a runtime is believed
-//! to use. `recognise` decides from these facts alone and says by what. `socket` reaches a socket as its owner sees it.
+//! to use. `recognise` decides from these facts alone and says by what. `view` opens files as a process sees them, and
+//! `socket` reaches a socket that way.
 
 pub mod facts;
 pub mod recognise;
 pub mod socket;
+pub mod view;
 mod vmm;
 
 pub use facts::{Facts, Named, Process};

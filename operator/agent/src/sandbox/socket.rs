@@ -1,23 +1,26 @@
 //! A unix socket as the process that made it sees it.
 //!
 //! A monitor may have another root (a jail), another mount namespace or a name that is relative to its folder, and names
-//! of sandboxes make paths longer than a socket address may be. So the folder is opened through the owner's /proc entry,
-//! and the socket below that.
+//! of sandboxes make paths longer than a socket address may be. So the socket is found in its owner's view and reached by
+//! its descriptor. What answers there must be one of those that may have bound it.
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, open};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
+
+use super::view::View;
 
 /// A socket's name, and in whose view.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct SocketPath {
     /// The name as it was bound.
     pub path: PathBuf,
-    /// Processes that may have bound it; the first whose view has it counts.
+    /// Processes that may have bound it; the first whose view has it counts. Nobody else may serve it.
     pub owners: Vec<i32>,
 }
 
@@ -41,10 +44,10 @@ impl SocketPath {
     ///
     /// # Errors
     /// What the last owner's view gave.
-    pub fn connect_blocking(&self) -> io::Result<std::os::unix::net::UnixStream> {
+    pub fn connect_blocking(&self) -> io::Result<UnixStream> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for owner in &self.owners {
-            match connect_in(*owner, &self.path) {
+            match connect_in(*owner, &self.path, &self.owners) {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
@@ -66,21 +69,29 @@ impl SocketPath {
 }
 
 /// Connects to a name in a process's view.
-fn connect_in(owner: i32, path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
-    let seen = match path.strip_prefix("/") {
-        Ok(relative) => Path::new(&format!("/proc/{owner}/root")).join(relative),
-        Err(_) => Path::new(&format!("/proc/{owner}/cwd")).join(path),
+fn connect_in(owner: i32, path: &Path, owners: &[i32]) -> io::Result<UnixStream> {
+    let view = if path.is_absolute() {
+        View::root_of(owner)?
+    } else {
+        View::folder_of(owner)?
     };
-    let (Some(folder), Some(name)) = (seen.parent(), seen.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let folder = open(
-        folder,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let short = Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
-    std::os::unix::net::UnixStream::connect(short)
+    let found = view.find(path)?;
+    if !found.is(FileType::Socket) {
+        return Err(io::Error::other("no socket"));
+    }
+    let stream = UnixStream::connect(found.name())?;
+    // The kernel notes who began to listen; a name can be given to anybody's socket.
+    let peer = getsockopt(&stream, PeerCredentials)?.pid();
+    if owners.contains(&peer) {
+        Ok(stream)
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "the socket there is served by process {peer}, which is neither the monitor nor its shim"
+            ),
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -110,5 +121,24 @@ mod tests {
         let mut socket = SocketPath::own(path);
         socket.owners.insert(0, i32::MAX);
         assert!(socket.connect_blocking().is_ok());
+    }
+
+    #[test]
+    fn a_socket_that_somebody_else_serves_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let error = connect_in(own, &path, &[1]).unwrap_err();
+        assert!(
+            error.to_string().contains(&format!("served by process {own}")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_is_no_socket() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(SocketPath::own(file.path()).connect_blocking().is_err());
     }
 }

@@ -1,8 +1,10 @@
 //! Cloud Hypervisor and Firecracker: HTTP on a unix socket, one connection for each request, since Cloud Hypervisor
 //! closes idle ones and a request on such a one waits for ever.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -11,13 +13,14 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use rustix::fs::{AtFlags, Mode, mkdirat, unlinkat};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::qmp::nonsense;
 use super::{ANSWER, Description, Disk, Driver, VmError};
-use crate::archive;
 use crate::sandbox::SocketPath;
+use crate::sandbox::view::View;
 
 /// Largest answer that is read, in bytes.
 const LIMIT: usize = 4 << 20;
@@ -272,51 +275,63 @@ impl Firecracker {
         format!("podcheckpoint-{}", self.pid)
     }
 
-    fn inside(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root", self.pid)).join(self.name())
-    }
-
     /// A folder inside the jail: Firecracker sees nothing else, and is nobody who may write elsewhere.
     async fn create(&self, folder: &Path) -> Result<(), VmError> {
-        let (inside, name) = (self.inside(), self.name());
-        prepare(&inside, self.pid).map_err(VmError::disk(&inside))?;
+        let name = self.name();
+        let wrong = |error: io::Error| VmError::disk(Path::new(&format!("the jail's /{name}")))(error);
+        let jail = View::root_of(self.pid).map_err(wrong)?;
+        let inside = prepare(&jail, &name, self.pid).map_err(wrong)?;
         let body = json!({
             "snapshot_type": "Full", "snapshot_path": format!("/{name}/vmstate"), "mem_file_path": format!("/{name}/memory"),
         });
         let saved = ask(&self.socket, Method::PUT, "/snapshot/create", Some(body), SAVE).await;
-        let (from, to) = (inside.clone(), folder.to_owned());
+        let to = folder.to_owned();
         let taken = tokio::task::spawn_blocking(move || match saved {
             Ok(_) => ["vmstate", "memory"]
                 .iter()
-                .try_for_each(|file| take(&from.join(file), &to.join(file))),
+                .try_for_each(|file| take(&inside, file, &to.join(file))),
             Err(error) => Err(error),
         });
         let taken = taken
             .await
             .map_err(|error| nonsense("PUT /snapshot/create", &error.to_string()));
         // The guest's memory must not stay where nobody looks for it.
-        let removed = fs::remove_dir_all(&inside).map_err(VmError::disk(&inside));
+        let removed = remove(&jail, &name).map_err(wrong);
         taken?.and(removed)
     }
 }
 
-fn take(from: &Path, to: &Path) -> Result<(), VmError> {
-    archive::take_over(from, to).map_err(|error| {
-        let full = error.reason() == podcheckpoint_crds::Reason::StorageFull;
-        VmError::Disk {
-            path: to.to_owned(),
-            why: error.to_string(),
-            full,
+/// Moves a result out of the jail. Whoever is in there could have put something else in its place.
+fn take(inside: &View, name: &str, to: &Path) -> Result<(), VmError> {
+    let copy = || {
+        let found = inside.find_here(name)?;
+        if found.stat.st_nlink != 1 {
+            return Err(io::Error::other("the monitor's file has other names"));
         }
-    })
+        let mut target = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(to)?;
+        io::copy(&mut found.read()?, &mut target)
+    };
+    copy().map_err(VmError::disk(to))?;
+    unlinkat(inside, name, AtFlags::empty()).map_err(|error| VmError::disk(to)(error.into()))
 }
 
-/// The jail's user is not root.
-fn prepare(folder: &Path, pid: i32) -> std::io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+/// Makes the folder. The jail's user is not root.
+fn prepare(jail: &View, name: &str, pid: i32) -> io::Result<View> {
     let owner = fs::metadata(format!("/proc/{pid}"))?;
-    fs::DirBuilder::new().mode(0o700).create(folder)?;
-    chown(folder, Some(owner.uid()), Some(owner.gid()))
+    mkdirat(jail, name, Mode::RWXU)?;
+    let made = jail.find_here(name)?;
+    let folder = File::open(made.name())?;
+    std::os::unix::fs::fchown(&folder, Some(owner.uid()), Some(owner.gid()))?;
+    made.folder()
+}
+
+/// Removes the folder. If it has become a link, then the link alone.
+fn remove(jail: &View, name: &str) -> io::Result<()> {
+    fs::remove_dir_all(jail.name().join(name))
 }
 
 impl Driver for Firecracker {
@@ -372,7 +387,7 @@ impl Driver for Firecracker {
                 self.turn("Resumed").await?;
             }
             // Left there by a save that was given up.
-            let _ = fs::remove_dir_all(self.inside());
+            let _ = View::root_of(self.pid).and_then(|jail| remove(&jail, &self.name()));
             match self.state().await?.0 {
                 state if state == "Running" => Ok(()),
                 state => Err(nonsense("PATCH /vm", &format!("the machine is still {state:?}"))),

@@ -6,13 +6,14 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{FileType, SeekFrom, seek};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::watchdog::Watchdog;
 use super::{Description, Disk, Driver, Handle, VmError};
 use crate::archive::{self, ArchiveError};
+use crate::sandbox::view::{Found, View};
 use crate::sandbox::{Machine, ShimKind, VmmKind};
 
 /// How much longer than the agent the watchdog waits.
@@ -312,13 +313,16 @@ fn copy_disks(disks: Vec<Disk>, pid: i32, folder: &Path) -> Result<Vec<Copied>, 
         if disk.read_only {
             return not("the guest cannot write to it");
         }
-        let (path, _) = match file_of(&disk, pid) {
+        let (found, _) = match file_of(&disk, pid) {
             Ok(found) => found,
             Err(why) => return not(&why),
         };
         let name = format!("disk{number}");
         let to = folder.join(&name);
-        copy_sparse(&path, &to).map_err(VmError::disk(&to))?;
+        found
+            .read()
+            .and_then(|source| copy_sparse(&source, &to))
+            .map_err(VmError::disk(&to))?;
         Ok(Copied {
             disk,
             copy: Some(name),
@@ -328,25 +332,25 @@ fn copy_disks(disks: Vec<Disk>, pid: i32, folder: &Path) -> Result<Vec<Copied>, 
     disks.into_iter().enumerate().map(copy).collect()
 }
 
-/// The file of a disk as this process reaches it, and how many bytes of it are on the disk.
-fn file_of(disk: &Disk, pid: i32) -> Result<(PathBuf, u64), String> {
-    use std::os::unix::fs::MetadataExt;
+/// The file of a disk as the monitor sees it, and how many bytes of it are on the disk.
+fn file_of(disk: &Disk, pid: i32) -> Result<(Found, u64), String> {
     let path = Path::new(&disk.file);
-    let Ok(relative) = path.strip_prefix("/") else {
+    if !path.is_absolute() {
         return Err(format!("{:?} is no file", disk.file));
-    };
-    let seen = Path::new(&format!("/proc/{pid}/root")).join(relative);
-    let metadata = fs::metadata(&seen).map_err(|error| format!("{}: {error}", disk.file))?;
-    if metadata.is_file() {
-        Ok((seen, metadata.blocks() * 512))
+    }
+    let found = View::root_of(pid).and_then(|root| root.find(path));
+    let found = found.map_err(|error| format!("{}: {error}", disk.file))?;
+    if found.is(FileType::RegularFile) {
+        let blocks = u64::try_from(found.stat.st_blocks).unwrap_or_default();
+        Ok((found, blocks.saturating_mul(512)))
     } else {
         Err(format!("{} is no regular file", disk.file))
     }
 }
 
 /// Copies a file with its holes; on file systems that can, its blocks are shared.
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
-    let (source, target) = (File::open(from)?, File::create(to)?);
+fn copy_sparse(source: &File, to: &Path) -> io::Result<()> {
+    let target = File::create(to)?;
     if rustix::fs::ioctl_ficlone(target.as_fd(), source.as_fd()).is_ok() {
         return Ok(());
     }
@@ -355,11 +359,11 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
     let mut at = 0;
     while at < length {
         // ENXIO: nothing but a hole is left.
-        let Ok(data) = seek(&source, SeekFrom::Data(at)) else {
+        let Ok(data) = seek(source, SeekFrom::Data(at)) else {
             break;
         };
-        let hole = seek(&source, SeekFrom::Hole(data)).unwrap_or(length);
-        copy_range(&source, &target, data, hole)?;
+        let hole = seek(source, SeekFrom::Hole(data)).unwrap_or(length);
+        copy_range(source, &target, data, hole)?;
         at = hole;
     }
     Ok(())
@@ -431,7 +435,7 @@ mod tests {
         file.set_len(64 << 20).unwrap();
         file.write_all_at(b"begin", 0).unwrap();
         file.write_all_at(b"middle", 32 << 20).unwrap();
-        copy_sparse(&from, &to).unwrap();
+        copy_sparse(&File::open(&from).unwrap(), &to).unwrap();
         assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
         assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
     }
