@@ -76,6 +76,7 @@ agent:
     enabled: {{ .Values.agent.kubelet.enabled }}
     port: {{ .Values.agent.kubelet.port | int }}
     caBundle: {{ .Values.agent.kubelet.caBundle | quote }}
+  machinesInPods: {{ .Values.agent.machinesInPods }}
   idleTimeoutSeconds: {{ .Values.agent.idleTimeoutSeconds | int64 }}
   startTimeoutSeconds: {{ .Values.agent.startTimeoutSeconds | int64 }}
   logLevel: {{ .Values.agent.logLevel | quote }}

@@ -103,6 +103,9 @@ struct RunArguments {
     /// A kind of security setting that may be changed for the time of a checkpoint. May be repeated.
     #[arg(long = "allow-patch", value_name = "KIND")]
     allow_patches: Vec<PatchKind>,
+    /// Take a virtual machine that runs in an ordinary pod for the pod. The tenant chooses what is paused and written.
+    #[arg(long)]
+    machines_in_pods: bool,
     /// How the log is written.
     #[arg(long, value_enum, default_value_t = LogFormat::Json)]
     log_format: LogFormat,
@@ -199,6 +202,7 @@ async fn serve(arguments: RunArguments) -> Result<(), Box<dyn std::error::Error>
         security: Arc::new(Security::new(&arguments.archive_root, arguments.allow_patches)),
         archive_root: arguments.archive_root,
         node: Arc::default(),
+        machines_in_pods: arguments.machines_in_pods,
     };
     run::run(client, &arguments.node_name, context, stop).await?;
     Ok(())

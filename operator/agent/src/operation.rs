@@ -61,6 +61,8 @@ pub struct Context {
     pub node: Arc<NodeCheck>,
     /// What may be changed on this node, and has to be put back.
     pub security: Arc<Security>,
+    /// Whether a machine that runs in an ordinary pod is taken for the pod.
+    pub machines_in_pods: bool,
 }
 
 impl Context {
@@ -623,7 +625,7 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
         )
     })?;
     let containers = choose_containers(object, &sandbox)?;
-    let recognised = recognise(&sandbox, &containers).await;
+    let recognised = recognise(&sandbox, &containers, context.machines_in_pods).await;
     report.status.runtime = Some(runtime_facts(&cri, &sandbox, &containers, &recognised));
     inside::look(&cri, &recognised, &containers, object.spec.allow_degraded, report).await;
     let facts = plan::Facts {
@@ -706,7 +708,7 @@ fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Co
 
 /// What the pod's processes run in, before any of them is touched. When the node does not tell in time, what the runtime
 /// says has to do.
-async fn recognise(sandbox: &Sandbox, containers: &[Container]) -> Recognised {
+async fn recognise(sandbox: &Sandbox, containers: &[Container], machines_in_pods: bool) -> Recognised {
     let first = containers.first();
     let said = sandbox::Facts {
         handler: sandbox.handler.clone(),
@@ -723,6 +725,7 @@ async fn recognise(sandbox: &Sandbox, containers: &[Container]) -> Recognised {
             runtime_type: facts.runtime_type.as_deref(),
             binary: facts.binary.as_deref(),
             pids: &pids,
+            machines_in_pods,
         })
     });
     match tokio::time::timeout(RECOGNISE, read).await {

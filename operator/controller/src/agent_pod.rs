@@ -163,6 +163,9 @@ fn arguments(config: &AgentConfig) -> Vec<String> {
     for kind in &config.allowed_patches {
         arguments.push(format!("--allow-patch={}", kind.as_str()));
     }
+    if config.machines_in_pods {
+        arguments.push("--machines-in-pods".to_owned());
+    }
     if !config.runtime_socket.is_empty() {
         arguments.push(format!("--runtime-socket={}", config.runtime_socket));
     }

@@ -51,6 +51,9 @@ pub(crate) struct AgentConfig {
     /// Kinds of security settings that agents may change for the time of a checkpoint.
     #[serde(default)]
     pub(crate) allowed_patches: Vec<PatchKind>,
+    /// Whether a virtual machine in an ordinary pod is taken for the pod.
+    #[serde(default)]
+    pub(crate) machines_in_pods: bool,
     /// Log filter.
     #[serde(default = "default_log_level")]
     pub(crate) log_level: String,

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use podcheckpoint_crds::conditions::Verdict;
-use podcheckpoint_crds::{ArchiveFormat, CheckpointedContainer, ConditionType, PodCheckpoint, Reason, Step};
+use podcheckpoint_crds::{
+    ArchiveFormat, CheckpointedContainer, ConditionType, PodCheckpoint, Reason, SandboxKind, Step,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, Stop, describe, human_bytes, human_duration, note};
@@ -36,7 +38,11 @@ impl Subject {
         containers: &[Container],
         recognised: &Recognised,
     ) -> Option<Self> {
-        let running = sandbox.containers.iter().filter(|c| c.running);
+        // Kata's machine has every container of the pod in it, an ordinary pod's the one that runs it.
+        let whole = recognised.kind == SandboxKind::Kata;
+        let inside =
+            |c: &&Container| c.running && (whole || containers.iter().any(|chosen| chosen.id == c.id));
+        let inside = sandbox.containers.iter().filter(inside);
         Some(Self {
             machine: recognised.machine()?.clone(),
             of: Of {
@@ -44,7 +50,7 @@ impl Subject {
                 namespace: sandbox.namespace.clone(),
                 pod: sandbox.name.clone(),
                 sandbox: sandbox.id.clone(),
-                containers: running.map(|c| c.name.clone()).collect(),
+                containers: inside.map(|c| c.name.clone()).collect(),
             },
             containers: containers.to_vec(),
         })

@@ -23,6 +23,8 @@ pub struct Named<'a> {
     pub binary: Option<&'a str>,
     /// Main processes of its containers.
     pub pids: &'a [i32],
+    /// Whether a machine in an ordinary pod is taken for the pod.
+    pub machines_in_pods: bool,
 }
 
 /// Facts about a sandbox.
@@ -36,6 +38,8 @@ pub struct Facts {
     pub binary: Option<String>,
     /// The main processes that the runtime names.
     pub named: Vec<i32>,
+    /// Whether a machine in an ordinary pod is taken for the pod: a tenant can start what looks like one.
+    pub machines_in_pods: bool,
     /// The shim.
     pub shim: Option<Process>,
     /// The named processes, what runs below the shim, and what is in the containers' cgroups.
@@ -57,6 +61,8 @@ pub struct Process {
     pub sockets: Vec<UnixSocket>,
     /// Whether it sees the files that the node's first process sees: a container never does.
     pub on_node: bool,
+    /// Main process of the container in whose cgroup it is.
+    pub container: Option<i32>,
 }
 
 /// A unix socket of a process.
@@ -81,8 +87,13 @@ pub fn read(named: &Named<'_>) -> Facts {
         .or_else(|| table.shim(named.sandbox));
     let mut pids: Vec<i32> = named.pids.to_vec();
     pids.extend(shim.iter().flat_map(|shim| table.below(*shim)));
-    let freezers = named.pids.iter().filter_map(|pid| Freezer::of_process(*pid).ok());
-    pids.extend(freezers.flat_map(|freezer| freezer.processes()));
+    let members = |pid: &i32| Some((*pid, Freezer::of_process(*pid).ok()?.processes()));
+    let members: Vec<(i32, Vec<i32>)> = named.pids.iter().filter_map(members).collect();
+    pids.extend(members.iter().flat_map(|(_, inside)| inside));
+    let container = |pid: i32| {
+        let holder = members.iter().find(|(_, inside)| inside.contains(&pid));
+        holder.map(|(main, _)| *main)
+    };
     pids.sort_unstable();
     pids.dedup();
     Facts {
@@ -90,10 +101,15 @@ pub fn read(named: &Named<'_>) -> Facts {
         runtime_type: named.runtime_type.map(str::to_owned),
         binary: named.binary.map(str::to_owned),
         named: named.pids.to_vec(),
+        machines_in_pods: named.machines_in_pods,
         shim: shim.and_then(process),
         processes: pids
             .into_iter()
             .filter_map(|pid| look(pid, named.pids.contains(&pid)))
+            .map(|process| Process {
+                container: container(process.pid),
+                ..process
+            })
             .collect(),
     }
 }
@@ -143,8 +159,9 @@ impl Table {
     }
 }
 
+/// In a container anything can have a shim's name and arguments, but no process of it is among the node's own.
 fn is_shim_of(pid: i32, sandbox: &str) -> bool {
-    if !program(pid).contains("shim") {
+    if !program(pid).contains("shim") || !shares_namespace("pid", pid, 1) {
         return false;
     }
     let arguments = arguments(pid);
@@ -170,6 +187,7 @@ fn look(pid: i32, closely: bool) -> Option<Process> {
         started: stat(pid)?.started,
         sockets: if tells { sockets(pid) } else { Vec::new() },
         on_node: tells && shares_mounts(pid, 1),
+        container: None,
         arguments: if tells || closely {
             arguments(pid)
         } else {
@@ -182,7 +200,11 @@ fn look(pid: i32, closely: bool) -> Option<Process> {
 /// Whether two processes are in one mount namespace, and so see the same programs under the same names. False when the
 /// kernel does not tell.
 pub fn shares_mounts(pid: i32, other: i32) -> bool {
-    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    shares_namespace("mnt", pid, other)
+}
+
+fn shares_namespace(kind: &str, pid: i32, other: i32) -> bool {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
     namespace(pid).is_some_and(|own| namespace(other) == Some(own))
 }
 

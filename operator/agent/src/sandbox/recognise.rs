@@ -97,30 +97,91 @@ fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// A monitor among the processes: below Kata's shim it is the pod's machine; in a container of a pod, only one that can
-/// be controlled is taken for it, since a program may run a small machine for itself.
+/// A monitor among the processes. Below Kata's shim it is the pod's machine. Below runc's it is a program of the pod's
+/// own, and the pod a container whatever runs in it, unless the administrator says otherwise.
 fn machine(facts: &Facts) -> Option<Recognised> {
+    if is_kata(facts) || !is_container_shim(facts) {
+        let (process, machine) = monitors(facts).into_iter().next()?;
+        return Some(Recognised {
+            kind: SandboxKind::Kata,
+            runtime: Some("Kata".into()),
+            evidence: evidence(facts, "below the shim runs", process, &machine),
+            machine: Some(machine),
+            sentry: None,
+        });
+    }
+    match (facts.machines_in_pods, is_container_for_sure(facts)) {
+        (true, _) => machine_in_pod(facts),
+        (false, true) => None,
+        (false, false) => unclear(facts),
+    }
+}
+
+/// The jailer of Firecracker becomes Firecracker; of several processes of one kind, the one with a monitor comes first.
+fn monitors(facts: &Facts) -> Vec<(&Process, Machine)> {
     let monitors = facts
         .processes
         .iter()
-        .filter_map(|p| Some((vmm::kind(&p.program)?, p)));
-    // The jailer of Firecracker becomes Firecracker; of several processes of one kind, the one with a monitor counts.
-    let mut found: Vec<(VmmKind, &Process, Machine)> = monitors
-        .map(|(kind, process)| (kind, process, describe(facts, kind, process)))
-        .collect();
-    found.sort_by_key(|(_, process, machine)| (machine.monitor.is_none(), process.pid));
-    let (kind, process, machine) = found.into_iter().next()?;
-    let ours = is_kata(facts) || !is_container_shim(facts);
-    if !ours && machine.monitor.is_none() {
-        return None;
+        .filter_map(|process| Some((process, describe(facts, vmm::kind(&process.program)?, process))));
+    let mut found: Vec<(&Process, Machine)> = monitors.collect();
+    found.sort_by_key(|(process, machine)| (machine.monitor.is_none(), process.pid));
+    found
+}
+
+/// A machine in an ordinary pod: the one in the container that is to be checkpointed, if it can be controlled. A program
+/// may run small machines for itself.
+fn machine_in_pod(facts: &Facts) -> Option<Recognised> {
+    let mut found = monitors(facts);
+    found.retain(|(process, machine)| process.container.is_some() && machine.monitor.is_some());
+    let (kind, count) = (found.first()?.1.vmm, found.len());
+    let refused = |why: String| Recognised {
+        kind: SandboxKind::VirtualMachine,
+        runtime: Some(kind.as_str().to_owned()),
+        evidence: shim_words(facts).into_iter().chain([why]).collect(),
+        ..Recognised::default()
+    };
+    if count > 1 {
+        let pids: Vec<String> = found.iter().map(|(process, _)| process.pid.to_string()).collect();
+        return Some(refused(format!(
+            "the pod's containers run several machines (processes {}), and none of them is the pod",
+            pids.join(", ")
+        )));
     }
+    let (process, machine) = found.into_iter().next()?;
+    if facts.named.len() > 1 {
+        return Some(refused(format!(
+            "the machine, process {}, is in one of the {} containers, and the others are not in it: name that one alone in spec.containers",
+            process.pid,
+            facts.named.len()
+        )));
+    }
+    Some(Recognised {
+        kind: SandboxKind::VirtualMachine,
+        runtime: Some(kind.as_str().to_owned()),
+        evidence: evidence(facts, "in the pod's container runs", process, &machine),
+        machine: Some(machine),
+        sentry: None,
+    })
+}
+
+/// Neither a shim nor a handler that is known says that these are containers, and there is a monitor: nothing is tried.
+fn unclear(facts: &Facts) -> Option<Recognised> {
+    let (process, _) = monitors(facts).into_iter().next()?;
+    Some(Recognised {
+        evidence: vec![format!(
+            "process {} ({}) is a virtual machine monitor, and whether handler {:?} made it or the pod did is not known",
+            process.pid, process.program, facts.handler
+        )],
+        ..Recognised::default()
+    })
+}
+
+fn evidence(facts: &Facts, role: &str, process: &Process, machine: &Machine) -> Vec<String> {
     let mut evidence = shim_words(facts);
     let role = if facts.named.contains(&process.pid) {
         "the process that the runtime calls the container's is"
-    } else if ours {
-        "below the shim runs"
     } else {
-        "in the pod's container runs"
+        role
     };
     evidence.push(format!("{role} process {} ({})", process.pid, process.program));
     evidence.extend(
@@ -145,21 +206,7 @@ fn machine(facts: &Facts) -> Option<Recognised> {
             .as_ref()
             .map(|how| format!("its arguments turn on {how}")),
     );
-    Some(Recognised {
-        kind: if ours {
-            SandboxKind::Kata
-        } else {
-            SandboxKind::VirtualMachine
-        },
-        runtime: Some(if ours {
-            "Kata".into()
-        } else {
-            kind.as_str().to_owned()
-        }),
-        machine: Some(machine),
-        sentry: None,
-        evidence,
-    })
+    evidence
 }
 
 fn describe(facts: &Facts, kind: VmmKind, process: &Process) -> Machine {
@@ -244,7 +291,10 @@ fn is_kata(facts: &Facts) -> bool {
         .as_ref()
         .map(|p| p.program.as_str())
         .unwrap_or_default();
-    shim_type(facts).contains("kata") || program.contains("kata")
+    match shim_type(facts) {
+        "" => program.contains("kata"),
+        name => name.contains("kata"),
+    }
 }
 
 /// By the type that the runtime tells; where it tells none, by the shim's program. CRI-O has none for containers.
@@ -254,6 +304,12 @@ fn is_container_shim(facts: &Facts) -> bool {
         (None, Some(shim)) => shim.program.contains("-runc-"),
         (None, None) => true,
     }
+}
+
+/// CRI-O tells no type and has no shim for containers: then it is the handler that says what makes them.
+fn is_container_for_sure(facts: &Facts) -> bool {
+    let told = facts.runtime_type.is_some() || facts.shim.is_some();
+    told || ["", "runc", "crun", "youki"].contains(&facts.handler.as_str())
 }
 
 /// Dragonball is a library: the process that the runtime calls the container's is the shim itself.
@@ -359,6 +415,7 @@ mod tests {
                 .collect(),
             sockets: Vec::new(),
             on_node: false,
+            container: None,
         }
     }
 
@@ -629,29 +686,96 @@ mod tests {
         assert_eq!(domain(false), None);
     }
 
-    #[test]
-    fn a_libvirt_machine_in_an_ordinary_pod_is_a_machine_without_a_domain() {
-        let facts = Facts {
+    /// An ordinary pod with two containers, of which the first runs a machine that can be controlled.
+    fn machine_in_a_pod() -> Facts {
+        let inside = |process: Process, container| Process {
+            container: Some(container),
+            ..process
+        };
+        let qemu = process(8, "qemu-system-x86_64", "-qmp unix:/run/q.sock,server=on");
+        Facts {
             runtime_type: Some("io.containerd.runc.v2".into()),
             named: vec![7],
             shim: Some(process(6, "containerd-shim-runc-v2", "-id s")),
-            processes: vec![process(7, "virt-launcher", "x"), libvirts_qemu(false)],
+            processes: vec![inside(process(7, "sh", "x"), 7), inside(qemu, 7)],
             ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn a_machine_that_a_pod_runs_for_itself_leaves_it_a_container() {
+        for (runtime_type, shim, handler) in [
+            (Some("io.containerd.runc.v2"), true, ""),
+            (None, true, "x"),
+            (None, false, ""),
+            (None, false, "crun"),
+        ] {
+            let mut facts = machine_in_a_pod();
+            facts.processes.push(libvirts_qemu(false));
+            facts.runtime_type = runtime_type.map(str::to_owned);
+            facts.shim = facts.shim.filter(|_| shim);
+            facts.handler = handler.into();
+            let found = recognise(&facts);
+            assert_eq!((found.kind, found.machine), (SandboxKind::Container, None));
+        }
+    }
+
+    #[test]
+    fn what_has_a_shims_name_in_a_pod_of_runc_makes_no_kata_of_it() {
+        let mut facts = machine_in_a_pod();
+        facts.shim = Some(process(9, "containerd-shim-kata-v2", "-id s"));
+        assert_eq!(recognise(&facts).kind, SandboxKind::Container);
+    }
+
+    #[test]
+    fn a_monitor_below_nobody_knows_what_is_not_called_a_container() {
+        let facts = Facts {
+            runtime_type: None,
+            shim: None,
+            handler: "special".into(),
+            ..machine_in_a_pod()
         };
         let found = recognise(&facts);
+        assert_eq!((found.kind, found.evidence.len()), (SandboxKind::Unknown, 1));
+    }
+
+    #[test]
+    fn where_it_is_allowed_the_one_machine_of_the_one_container_is_the_pods() {
+        let allowed = |facts: Facts| {
+            recognise(&Facts {
+                machines_in_pods: true,
+                ..facts
+            })
+        };
+        let found = allowed(machine_in_a_pod());
         assert_eq!(found.kind, SandboxKind::VirtualMachine);
-        assert_eq!(found.machine.unwrap().domain, None);
+        assert_eq!(found.machine.unwrap().pid, 8);
+
+        let mut two = machine_in_a_pod();
+        two.processes.push(Process {
+            pid: 9,
+            ..two.processes[1].clone()
+        });
+        let found = allowed(two);
+        assert_eq!((found.kind, found.machine), (SandboxKind::VirtualMachine, None));
+        assert!(found.evidence.last().unwrap().contains("processes 8, 9"));
+
+        let mut beside = machine_in_a_pod();
+        beside.named.push(5);
+        let found = allowed(beside);
+        assert_eq!((found.kind, found.machine), (SandboxKind::VirtualMachine, None));
+        assert!(found.evidence.last().unwrap().contains("spec.containers"));
+
+        let mut elsewhere = machine_in_a_pod();
+        elsewhere.processes[1].container = None;
+        assert_eq!(allowed(elsewhere).kind, SandboxKind::Container);
     }
 
     #[test]
     fn a_program_that_runs_a_small_machine_for_itself_is_still_a_container() {
-        let facts = Facts {
-            runtime_type: Some("io.containerd.runc.v2".into()),
-            named: vec![7],
-            shim: Some(process(6, "containerd-shim-runc-v2", "-id s")),
-            processes: vec![process(7, "sh", "x"), process(8, "qemu-system-arm", "-kernel k")],
-            ..Facts::default()
-        };
+        let mut facts = machine_in_a_pod();
+        facts.machines_in_pods = true;
+        facts.processes[1].arguments = vec!["qemu-system-arm".into(), "-kernel".into(), "k".into()];
         assert_eq!(recognise(&facts).kind, SandboxKind::Container);
     }
 
