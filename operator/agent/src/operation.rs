@@ -706,31 +706,38 @@ fn choose_containers(object: &PodCheckpoint, sandbox: &Sandbox) -> Result<Vec<Co
     Ok(chosen.into_iter().cloned().collect())
 }
 
-/// What the pod's processes run in, before any of them is touched. When the node does not tell in time, what the runtime
-/// says has to do.
+/// What the pod's processes run in, before any of them is touched. When the node does not tell in time, nothing is known
+/// and nothing is tried: what the runtime says does not rule out that a process is a machine's monitor.
 async fn recognise(sandbox: &Sandbox, containers: &[Container], machines_in_pods: bool) -> Recognised {
     let first = containers.first();
-    let said = sandbox::Facts {
-        handler: sandbox.handler.clone(),
-        runtime_type: first.and_then(|c| c.runtime_type.clone()),
-        binary: first.and_then(|c| c.binary.clone()),
-        ..sandbox::Facts::default()
-    };
-    let (facts, id) = (said.clone(), sandbox.id.clone());
+    let (id, handler) = (sandbox.id.clone(), sandbox.handler.clone());
+    let runtime_type = first.and_then(|c| c.runtime_type.clone());
+    let binary = first.and_then(|c| c.binary.clone());
     let pids: Vec<i32> = containers.iter().filter_map(|c| c.pid).collect();
     let read = tokio::task::spawn_blocking(move || {
         sandbox::facts::read(&sandbox::Named {
             sandbox: &id,
-            handler: &facts.handler,
-            runtime_type: facts.runtime_type.as_deref(),
-            binary: facts.binary.as_deref(),
+            handler: &handler,
+            runtime_type: runtime_type.as_deref(),
+            binary: binary.as_deref(),
             pids: &pids,
             machines_in_pods,
         })
     });
     match tokio::time::timeout(RECOGNISE, read).await {
         Ok(Ok(facts)) => sandbox::recognise(&facts),
-        _ => sandbox::recognise(&said),
+        _ => not_told(),
+    }
+}
+
+fn not_told() -> Recognised {
+    let words = format!(
+        "the node did not tell within {} s what the pod's processes are",
+        RECOGNISE.as_secs()
+    );
+    Recognised {
+        evidence: vec![words],
+        ..Recognised::default()
     }
 }
 
@@ -1317,6 +1324,20 @@ fn human_duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sandbox_that_could_not_be_looked_at_is_not_tried() {
+        let facts = plan::Facts {
+            runtime: "containerd".into(),
+            runtime_major: Some(2),
+            sandbox: not_told(),
+            containers: 1,
+            kubelet: true,
+        };
+        let (reason, words) = plan::choose(Method::Auto, &facts).0.unwrap_err();
+        assert_eq!(reason, Reason::OciRuntimeUnsupported);
+        assert!(words.contains("did not tell within"), "{words}");
+    }
 
     #[test]
     fn after_a_failure_only_the_log_is_left() {
