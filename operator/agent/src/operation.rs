@@ -33,7 +33,7 @@ use crate::sandbox::{self, Recognised, Sentry};
 use crate::security::setting::Setting;
 use crate::security::{self, Refusal, Security};
 use crate::validate::{self, NodeCheck, Refused};
-use crate::vm::Handle;
+use crate::vm::{self, Handle};
 
 /// How much longer than the agent the watchdog waits: it is for an agent that is gone or stuck.
 const WATCHDOG_GRACE: Duration = Duration::from_secs(2);
@@ -585,7 +585,8 @@ pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
     let message = "the agent was restarted in the middle of the checkpoint; partial files have been deleted";
     failed(report, &Stop::new(Step::Dump, Reason::AgentInterrupted, message));
     if let Some(machine) = &entry.machine {
-        machine::release(machine).await;
+        // The journal's entry stays for as long as this takes: the machine runs afterwards, or is gone.
+        vm::watchdog::release_in_the_end(machine).await;
     }
     if let Some(sentry) = &entry.sentry {
         gvisor::release(sentry, &entry.uid).await;

@@ -165,7 +165,7 @@ pub(super) async fn describe_source(handle: &Handle) -> (Verdict, Reason, String
     }
 }
 
-/// Makes a machine run that an earlier agent may have left paused.
+/// Makes a machine run that an earlier agent may have left paused, if it can be done at once.
 pub(crate) async fn release(handle: &Handle) {
     match vm::watchdog::release(handle).await {
         Ok(()) | Err(VmError::Gone(_)) => {}

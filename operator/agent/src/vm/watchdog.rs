@@ -22,8 +22,10 @@ use crate::node::watchdog::{hold_lock, leave_agents_cgroup, say, wait};
 const DONE: u8 = b'd';
 /// How often a machine that does not run yet is told to.
 const TICK: Duration = Duration::from_millis(50);
-/// When the watchdog gives up.
+/// For how long it is told so often: Firecracker and Cloud Hypervisor answer nothing while they write.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How often afterwards, for as long as there is a machine.
+const SLOW_TICK: Duration = Duration::from_secs(2);
 
 /// A watchdog that is armed. Dropped without [`Watchdog::disarm`], it makes the machine run.
 #[derive(Debug)]
@@ -139,9 +141,30 @@ fn release_blocking(handle: &Handle) -> Result<(), VmError> {
         match runtime.block_on(release(handle)) {
             Ok(()) => return Ok(()),
             Err(error @ VmError::Gone(_)) => return Err(error),
-            Err(error) if started.elapsed() >= LIMIT => return Err(error),
-            Err(_) => sleep(TICK),
+            Err(_) => sleep(pace(started.elapsed())),
         }
+    }
+}
+
+/// How long to wait after an attempt.
+fn pace(elapsed: Duration) -> Duration {
+    if elapsed < LIMIT { TICK } else { SLOW_TICK }
+}
+
+/// Makes a machine run, for as long as there is one.
+pub async fn release_in_the_end(handle: &Handle) {
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        match release(handle).await {
+            Ok(()) | Err(VmError::Gone(_)) => return,
+            Err(error) if !told => {
+                tracing::error!(%error, "a machine may still be paused; it is told again and again to run")
+            }
+            Err(_) => {}
+        }
+        told = true;
+        tokio::time::sleep(pace(started.elapsed())).await;
     }
 }
 
@@ -151,4 +174,38 @@ fn release_blocking(handle: &Handle) -> Result<(), VmError> {
 /// When it does not run afterwards.
 pub async fn release(handle: &Handle) -> Result<(), VmError> {
     handle.open().await?.resume().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_answers_nothing_for_long_is_told_less_often_and_never_given_up() {
+        assert_eq!(pace(Duration::ZERO), TICK);
+        assert_eq!(pace(LIMIT), SLOW_TICK);
+        assert_eq!(pace(Duration::MAX), SLOW_TICK);
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_is_gone_is_waited_for_no_longer() {
+        let gone = Handle {
+            vmm: crate::sandbox::VmmKind::Firecracker,
+            pid: i32::MAX,
+            started: 1,
+            monitor: None,
+            domain: None,
+        };
+        release_in_the_end(&gone).await;
+        assert!(matches!(
+            release_blocking_in_a_thread(gone),
+            Err(VmError::Gone(_))
+        ));
+    }
+
+    fn release_blocking_in_a_thread(handle: Handle) -> Result<(), VmError> {
+        std::thread::spawn(move || release_blocking(&handle))
+            .join()
+            .unwrap()
+    }
 }
