@@ -172,7 +172,7 @@ fn a_machine_whose_agent_is_killed_while_it_is_paused_runs_again() -> Result<()>
     // The state is begun when the machine stands still. The agent is ended at once, in the same shell.
     let killed = on_node(
         "node1",
-        "for i in $(seq 3000); do ls /var/lib/podcheckpoint/checkpoints/*/vm.partial/vmstate > /dev/null 2>&1 && break; sleep 0.01; done
+        "for i in $(seq 3000); do find /var/lib/podcheckpoint/checkpoints/*/vm.partial/vmstate -size +0 2> /dev/null | grep -q . && break; sleep 0.01; done
          for p in $(grep -al '^/podcheckpoint-agent.run' /proc/[0-9]*/cmdline | cut -d/ -f3); do kill -KILL $p && echo $p; done",
     )?;
     ensure!(!killed.trim().is_empty(), "no agent was killed");

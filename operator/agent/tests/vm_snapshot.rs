@@ -406,11 +406,8 @@ fn a_disk_that_fills_up_ends_the_snapshot_and_not_the_machine() {
     let folder = small.0.path().join("snapshot");
     let child = machine.snapshot(&folder, 60).spawn().unwrap();
     wait_for("the state to be begun", || {
-        folder
-            .with_extension("partial")
-            .join("vmstate")
-            .exists()
-            .then_some(())
+        let state = folder.with_extension("partial").join("vmstate");
+        fs::metadata(state).is_ok_and(|m| m.len() > 0).then_some(())
     });
     fill(small.0.path());
     let output = child.wait_with_output().unwrap();

@@ -121,6 +121,27 @@ impl VmError {
     }
 }
 
+/// Does something with a disk that may hang, aside. What has not ended in time goes on by itself.
+async fn on_disk<T: Send + 'static>(
+    limit: Duration,
+    path: &Path,
+    work: impl FnOnce() -> Result<T, VmError> + Send + 'static,
+) -> Result<T, VmError> {
+    let wrong = |why: String| VmError::Disk {
+        path: path.to_owned(),
+        why,
+        full: false,
+    };
+    match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
+        Err(_) => Err(wrong(format!(
+            "the disk did not answer within {} s",
+            limit.as_secs()
+        ))),
+        Ok(Err(error)) => Err(wrong(error.to_string())),
+        Ok(Ok(done)) => done,
+    }
+}
+
 static AGENT: OnceLock<PathBuf> = OnceLock::new();
 
 /// Names the agent's program for a process that is another one, such as a test.
@@ -236,6 +257,11 @@ pub struct Disk {
 pub trait Driver: Send {
     /// What it is and does. Changes nothing.
     fn describe(&mut self) -> BoxFuture<'_, Result<Description, VmError>>;
+
+    /// Does beforehand what needs a disk, which may hang.
+    fn prepare<'a>(&'a mut self, _folder: &'a Path) -> BoxFuture<'a, Result<(), VmError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Makes it stand still; it does when this returns.
     fn pause(&mut self) -> BoxFuture<'_, Result<(), VmError>>;

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::qmp::{Qmp, nonsense};
-use super::{ANSWER, Description, Disk, Driver, VmError};
+use super::{ANSWER, Description, Disk, Driver, VmError, on_disk};
+use crate::journal::DISK;
 use crate::sandbox::{SocketPath, facts};
 
 /// Name of the state in an archive.
@@ -39,6 +40,8 @@ pub(super) struct Qemu {
     pid: i32,
     /// What was set before it was changed.
     before: Option<Before>,
+    /// The file of the state, opened before the machine stands still.
+    file: Option<File>,
 }
 
 struct Before {
@@ -53,6 +56,7 @@ impl Qemu {
             qmp: Qmp::connect(socket).await?,
             pid,
             before: None,
+            file: None,
         })
     }
 
@@ -174,8 +178,10 @@ impl Qemu {
     async fn migrate(&mut self, folder: &Path) -> Result<(), VmError> {
         let mapped = self.mapped().await?;
         self.set_up(mapped).await?;
-        let path = folder.join(STATE);
-        let file = create(&path).map_err(VmError::disk(&path))?;
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => open_state(folder).await?,
+        };
         let uri = self.hand_over(&file, mapped).await?;
         drop(file);
         self.qmp
@@ -324,6 +330,14 @@ impl Driver for Qemu {
         self.look().boxed()
     }
 
+    fn prepare<'a>(&'a mut self, folder: &'a Path) -> BoxFuture<'a, Result<(), VmError>> {
+        async move {
+            self.file = Some(open_state(folder).await?);
+            Ok(())
+        }
+        .boxed()
+    }
+
     fn pause(&mut self) -> BoxFuture<'_, Result<(), VmError>> {
         async {
             self.qmp.execute_within("stop", json!({}), SETTLE, None).await?;
@@ -363,6 +377,12 @@ impl Driver for Qemu {
             "When query-status says paused: {\"execute\":\"cont\"}.",
         ]
     }
+}
+
+async fn open_state(folder: &Path) -> Result<File, VmError> {
+    let path = folder.join(STATE);
+    let made = path.clone();
+    on_disk(DISK, &path, move || create(&made).map_err(VmError::disk(&made))).await
 }
 
 /// Only for root, and new: a state holds every secret of the guest's memory.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::watchdog::Watchdog;
-use super::{Description, Disk, Driver, Handle, VmError};
+use super::{Description, Disk, Driver, Handle, VmError, on_disk};
 use crate::archive::{self, ArchiveError};
 use crate::sandbox::view::{Found, View};
 use crate::sandbox::{Machine, ShimKind, VmmKind};
@@ -24,6 +24,11 @@ const KATA_GO: Duration = Duration::from_secs(25);
 const KATA_RUST: Duration = Duration::from_secs(80);
 /// How much is written to find out how fast the disk is.
 const TRIAL: usize = 32 << 20;
+
+/// How long that may take: no machine is paused for a disk that is slower, or hangs.
+const TRIAL_LIMIT: Duration = Duration::from_secs(20);
+/// How long the watchdog may take to start.
+const ARM: Duration = Duration::from_secs(10);
 
 /// What a snapshot may do.
 #[derive(Clone, Debug)]
@@ -121,8 +126,8 @@ pub async fn check(machine: &Machine, limits: &Limits) -> Result<Ready, VmError>
     }
     let bytes = bytes(machine, &description);
     let root = limits.archive_root.clone();
-    let speed = tokio::task::spawn_blocking(move || room_and_speed(&root, bytes)).await;
-    let speed = speed.map_err(|error| VmError::Watchdog(error.to_string()))??;
+    let trial = move || room_and_speed(&root, bytes);
+    let speed = on_disk(TRIAL_LIMIT, &limits.archive_root, trial).await?;
     let estimate = Estimate {
         bytes,
         speed,
@@ -238,13 +243,8 @@ pub async fn take(ready: Ready, folder: &Path, limits: &Limits) -> Result<Taken,
         description,
         estimate,
     } = ready;
-    let connection = driver.connection();
-    let watchdog = Watchdog::arm(
-        &handle,
-        estimate.allowed + GRACE,
-        &limits.archive_root,
-        connection,
-    )?;
+    driver.prepare(folder).await?;
+    let watchdog = arm(&handle, estimate.allowed, limits, driver.connection()).await?;
     let restore_with = driver.restore_with();
     let begun = Instant::now();
     let saved = tokio::select! {
@@ -275,6 +275,26 @@ pub async fn take(ready: Ready, folder: &Path, limits: &Limits) -> Result<Taken,
         paused,
         restore_with,
     })
+}
+
+/// The watchdog looks at the archive root, whose disk may hang.
+async fn arm(
+    handle: &Handle,
+    allowed: Duration,
+    limits: &Limits,
+    connection: Option<OwnedFd>,
+) -> Result<Watchdog, VmError> {
+    let (handle, root) = (handle.clone(), limits.archive_root.clone());
+    let arm = move || Watchdog::arm(&handle, allowed + GRACE, &root, connection, ARM);
+    // Starting a process may take as long as the word that it waits.
+    match tokio::time::timeout(ARM * 2, tokio::task::spawn_blocking(arm)).await {
+        Ok(Ok(armed)) => armed,
+        Ok(Err(error)) => Err(VmError::Watchdog(error.to_string())),
+        Err(_) => Err(VmError::Watchdog(format!(
+            "it was not there within {} s",
+            (ARM * 2).as_secs()
+        ))),
+    }
 }
 
 fn late(estimate: &Estimate, limits: &Limits) -> VmError {

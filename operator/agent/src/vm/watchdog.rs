@@ -30,13 +30,13 @@ const SLOW_TICK: Duration = Duration::from_secs(2);
 /// A watchdog that is armed. Dropped without [`Watchdog::disarm`], it makes the machine run.
 #[derive(Debug)]
 pub struct Watchdog {
-    child: Child,
+    child: Option<Child>,
     word: Option<UnixStream>,
 }
 
 impl Watchdog {
     /// Starts a watchdog; when this returns it is out of the agent's cgroup and waits. `connection` is the agent's own
-    /// one to a monitor that serves only one.
+    /// one to a monitor that serves only one, and `limit` how long it may take until it waits.
     ///
     /// # Errors
     /// When it cannot be started. Then nothing may be paused.
@@ -45,6 +45,7 @@ impl Watchdog {
         deadline: Duration,
         archive_root: &Path,
         connection: Option<OwnedFd>,
+        limit: Duration,
     ) -> Result<Self, VmError> {
         let failed = |error: io::Error| VmError::Watchdog(error.to_string());
         let handle = serde_json::to_string(handle).map_err(|error| failed(io::Error::other(error)))?;
@@ -60,20 +61,31 @@ impl Watchdog {
         let child = command.spawn().map_err(failed)?;
         // The command still has the other end, which would keep the pair open.
         drop(command);
+        let mut this = Self {
+            child: Some(child),
+            word: None,
+        };
         let mut answer = String::new();
         let read = ours
-            .try_clone()
+            .set_read_timeout(Some(limit))
+            .and_then(|()| ours.try_clone())
             .and_then(|clone| BufReader::new(clone).read_line(&mut answer));
-        read.map_err(failed)?;
-        let this = Self {
-            child,
-            word: Some(ours),
-        };
-        if answer.trim() == "armed" {
-            Ok(this)
-        } else {
-            Err(failed(io::Error::other("it did not say that it waits")))
+        if read.is_ok() && answer.trim() == "armed" {
+            this.word = Some(ours);
+            return Ok(this);
         }
+        // Nothing is paused yet, so nobody needs it.
+        let _ = this.child.as_mut().map(Child::kill);
+        let why = read.err().map(|error| format!(": {error}")).unwrap_or_default();
+        Err(failed(io::Error::other(format!(
+            "it did not say that it waits{why}"
+        ))))
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        self.child
+            .take()
+            .map_or(Ok(()), |mut child| child.wait().map(drop))
     }
 
     /// Tells the watchdog that the machine runs, and waits for its end.
@@ -84,7 +96,7 @@ impl Watchdog {
         if let Some(mut word) = self.word.take() {
             word.write_all(&[DONE])?;
         }
-        self.child.wait().map(drop)
+        self.wait()
     }
 
     /// Lets the watchdog make the machine run, and waits until it has done so or given up.
@@ -93,7 +105,17 @@ impl Watchdog {
     /// When it cannot be waited for.
     pub fn release(mut self) -> io::Result<()> {
         drop(self.word.take());
-        self.child.wait().map(drop)
+        self.wait()
+    }
+}
+
+impl Drop for Watchdog {
+    /// Whoever is not waited for stays as a zombie. The wait is for another thread: the machine may take its time.
+    fn drop(&mut self) {
+        drop(self.word.take());
+        if let Some(mut child) = self.child.take() {
+            std::thread::spawn(move || child.wait());
+        }
     }
 }
 
