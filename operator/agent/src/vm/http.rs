@@ -1,9 +1,9 @@
 //! Cloud Hypervisor and Firecracker: HTTP on a unix socket, one connection for each request, since Cloud Hypervisor
 //! closes idle ones and a request on such a one waits for ever.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,9 +16,10 @@ use hyper_util::rt::TokioIo;
 use rustix::fs::{AtFlags, Mode, mkdirat, unlinkat};
 use serde_json::{Value, json};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::qmp::nonsense;
-use super::{ANSWER, Description, Disk, Driver, VmError};
+use super::{ANSWER, Description, Disk, Driver, VmError, snapshot};
 use crate::sandbox::SocketPath;
 use crate::sandbox::view::View;
 
@@ -286,15 +287,19 @@ impl Firecracker {
         });
         let saved = ask(&self.socket, Method::PUT, "/snapshot/create", Some(body), SAVE).await;
         let to = folder.to_owned();
+        // Given up with this future, as the copies of disks are.
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
         let taken = tokio::task::spawn_blocking(move || match saved {
             Ok(_) => ["vmstate", "memory"]
                 .iter()
-                .try_for_each(|file| take(&inside, file, &to.join(file))),
+                .try_for_each(|file| take(&inside, file, &to.join(file), &stop)),
             Err(error) => Err(error),
         });
         let taken = taken
             .await
             .map_err(|error| nonsense("PUT /snapshot/create", &error.to_string()));
+        drop(guard);
         // The guest's memory must not stay where nobody looks for it.
         let removed = remove(&jail, &name).map_err(wrong);
         taken?.and(removed)
@@ -302,18 +307,13 @@ impl Firecracker {
 }
 
 /// Moves a result out of the jail. Whoever is in there could have put something else in its place.
-fn take(inside: &View, name: &str, to: &Path) -> Result<(), VmError> {
+fn take(inside: &View, name: &str, to: &Path, stop: &CancellationToken) -> Result<(), VmError> {
     let copy = || {
         let found = inside.find_here(name)?;
         if found.stat.st_nlink != 1 {
             return Err(io::Error::other("the monitor's file has other names"));
         }
-        let mut target = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(to)?;
-        io::copy(&mut found.read()?, &mut target)
+        snapshot::copy_sparse(&found.read()?, to, stop)
     };
     copy().map_err(VmError::disk(to))?;
     unlinkat(inside, name, AtFlags::empty()).map_err(|error| VmError::disk(to)(error.into()))

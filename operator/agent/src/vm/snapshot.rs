@@ -1,8 +1,10 @@
 //! The order of a snapshot: look, refuse what cannot work, arm the watchdog, pause, save, resume, on every path.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -317,11 +319,20 @@ async fn hold(
     driver.pause().await?;
     driver.save(folder).await?;
     let (disks, folder) = (description.disks.clone(), folder.to_owned());
-    let copied = tokio::task::spawn_blocking(move || copy_disks(disks, pid, &folder)).await;
+    // Given up with this future: a copy must not go on in a folder that is being removed.
+    let stop = CancellationToken::new();
+    let guard = stop.clone().drop_guard();
+    let copied = tokio::task::spawn_blocking(move || copy_disks(disks, pid, &folder, &stop)).await;
+    drop(guard);
     copied.map_err(|error| VmError::Watchdog(error.to_string()))?
 }
 
-fn copy_disks(disks: Vec<Disk>, pid: i32, folder: &Path) -> Result<Vec<Copied>, VmError> {
+fn copy_disks(
+    disks: Vec<Disk>,
+    pid: i32,
+    folder: &Path,
+    stop: &CancellationToken,
+) -> Result<Vec<Copied>, VmError> {
     let copy = |(number, disk): (usize, Disk)| {
         let not = |why: &str| {
             Ok(Copied {
@@ -341,7 +352,7 @@ fn copy_disks(disks: Vec<Disk>, pid: i32, folder: &Path) -> Result<Vec<Copied>, 
         let to = folder.join(&name);
         found
             .read()
-            .and_then(|source| copy_sparse(&source, &to))
+            .and_then(|source| copy_sparse(&source, &to, stop))
             .map_err(VmError::disk(&to))?;
         Ok(Copied {
             disk,
@@ -369,8 +380,12 @@ fn file_of(disk: &Disk, pid: i32) -> Result<(Found, u64), String> {
 }
 
 /// Copies a file with its holes; on file systems that can, its blocks are shared.
-fn copy_sparse(source: &File, to: &Path) -> io::Result<()> {
-    let target = File::create(to)?;
+pub(super) fn copy_sparse(source: &File, to: &Path, stop: &CancellationToken) -> io::Result<()> {
+    let target = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)?;
     if rustix::fs::ioctl_ficlone(target.as_fd(), source.as_fd()).is_ok() {
         return Ok(());
     }
@@ -383,18 +398,23 @@ fn copy_sparse(source: &File, to: &Path) -> io::Result<()> {
             break;
         };
         let hole = seek(source, SeekFrom::Hole(data)).unwrap_or(length);
-        copy_range(source, &target, data, hole)?;
+        copy_range(source, &target, data..hole, stop)?;
         at = hole;
     }
     Ok(())
 }
 
-fn copy_range(source: &File, target: &File, from: u64, to: u64) -> io::Result<()> {
+fn copy_range(source: &File, target: &File, range: Range<u64>, stop: &CancellationToken) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; 1 << 20];
-    let mut at = from;
-    while at < to {
-        let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len());
+    let mut at = range.start;
+    while at < range.end {
+        if stop.is_cancelled() {
+            return Err(io::Error::other("given up"));
+        }
+        let want = usize::try_from(range.end - at)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let part = buffer.get_mut(..want).unwrap_or_default();
         let read = source.read_at(part, at)?;
         if read == 0 {
@@ -455,8 +475,21 @@ mod tests {
         file.set_len(64 << 20).unwrap();
         file.write_all_at(b"begin", 0).unwrap();
         file.write_all_at(b"middle", 32 << 20).unwrap();
-        copy_sparse(&File::open(&from).unwrap(), &to).unwrap();
+        let stop = CancellationToken::new();
+        copy_sparse(&File::open(&from).unwrap(), &to, &stop).unwrap();
         assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
         assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
+    }
+
+    #[test]
+    fn a_copy_that_was_given_up_writes_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a"), folder.path().join("b"));
+        fs::write(&from, b"x").unwrap();
+        let (source, target) = (File::open(&from).unwrap(), File::create(&to).unwrap());
+        let stop = CancellationToken::new();
+        stop.cancel();
+        assert!(copy_range(&source, &target, 0..1, &stop).is_err());
+        assert_eq!(fs::metadata(&to).unwrap().len(), 0);
     }
 }
