@@ -468,7 +468,7 @@ pub enum SandboxKind {
     /// gVisor: a kernel in user space.
     #[serde(rename = "GVisor")]
     Gvisor,
-    /// A virtual machine that runs as a process of the pod, for example one of libvirt or KubeVirt.
+    /// A virtual machine that runs as a process of an ordinary pod, where the chart's value agent.machinesInPods allows it.
     VirtualMachine,
     /// None of these.
     #[default]
