@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use podcheckpoint_crds::Reason;
 
+use crate::words;
+
 /// Longest line that is copied into a status, in characters.
 const LINE_LIMIT: usize = 300;
 /// How many lines are copied.
@@ -224,12 +226,7 @@ fn shorten(line: &str) -> String {
         line,
         |(time, rest)| if time.starts_with('(') { rest } else { line },
     );
-    line.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(LINE_LIMIT)
-        .collect::<String>()
-        .trim()
-        .to_owned()
+    words::cut(line, LINE_LIMIT)
 }
 
 /// Where the log of a failed dump may lie on the node: containerd's shim copies it into the bundle, CRI-O leaves it in

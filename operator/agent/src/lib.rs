@@ -19,3 +19,4 @@ pub mod sandbox;
 pub mod security;
 pub mod validate;
 pub mod vm;
+mod words;

@@ -17,6 +17,7 @@ use crate::sandbox::{Machine, Recognised};
 use crate::vm::archive::Of;
 use crate::vm::snapshot::{self, Limits, Taken};
 use crate::vm::{self, Handle, VmError};
+use crate::words::tame;
 
 /// Name of the archive below the checkpoint's folder.
 const NAME: &str = "vm";
@@ -156,10 +157,13 @@ pub(super) async fn describe_source(handle: &Handle) -> (Verdict, Reason, String
         Ok(Ok(seen)) if seen.running => (
             Verdict::True,
             Reason::SourceRuns,
-            format!("the machine runs, its monitor calls it {}", seen.state),
+            format!("the machine runs, its monitor calls it {}", tame(&seen.state)),
         ),
         Ok(Ok(seen)) => {
-            let words = format!("the machine stands still, its monitor calls it {}", seen.state);
+            let words = format!(
+                "the machine stands still, its monitor calls it {}",
+                tame(&seen.state)
+            );
             (Verdict::False, Reason::VmPaused, words)
         }
     }

@@ -4,6 +4,7 @@ use podcheckpoint_crds::SandboxKind;
 
 use super::facts::{Facts, Process};
 use super::{Machine, Sentry, ShimKind, SocketPath, VmmKind, Vsock, vmm};
+use crate::words::tame;
 
 /// What a sandbox is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,11 +23,16 @@ pub struct Recognised {
 
 /// Recognises a sandbox.
 pub fn recognise(facts: &Facts) -> Recognised {
-    gvisor(facts)
+    let found = gvisor(facts)
         .or_else(|| machine(facts))
         .or_else(|| in_the_shim(facts))
         .or_else(|| kata_without_monitor(facts))
-        .unwrap_or_else(|| container(facts))
+        .unwrap_or_else(|| container(facts));
+    // Names of programs, paths and arguments are whatever somebody has called them.
+    Recognised {
+        evidence: found.evidence.iter().map(|words| tame(words)).collect(),
+        ..found
+    }
 }
 
 fn shim_type(facts: &Facts) -> &str {

@@ -22,6 +22,7 @@ use podcheckpoint_crds::Reason;
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{Machine, SocketPath, VmmKind, facts};
+use crate::words::tame;
 
 /// How long a monitor may take to greet. QMP serves one client: another one is accepted and never greeted.
 pub const GREETING: Duration = Duration::from_secs(1);
@@ -32,7 +33,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum VmError {
     /// There is nothing to connect to.
-    #[error("the monitor cannot be reached at {socket}: {why}")]
+    #[error("the monitor cannot be reached at {}: {}", tame(socket), tame(why))]
     Unreachable {
         /// The socket, or the domain.
         socket: String,
@@ -40,10 +41,10 @@ pub enum VmError {
         why: String,
     },
     /// Somebody else is the one client.
-    #[error("the monitor at {0} accepted and did not greet within {limit} s: it has another client", limit = GREETING.as_secs())]
+    #[error("the monitor at {} accepted and did not greet within {} s: it has another client", tame(.0), GREETING.as_secs())]
     Busy(String),
     /// No answer, or one that makes no sense.
-    #[error("{request}: {answer}")]
+    #[error("{request}: {}", tame(answer))]
     Answer {
         /// What was asked.
         request: String,
@@ -51,7 +52,7 @@ pub enum VmError {
         answer: String,
     },
     /// The monitor refuses.
-    #[error("{request}: the monitor answered: {answer}")]
+    #[error("{request}: the monitor answered: {}", tame(answer))]
     Refused {
         /// What was asked.
         request: String,
@@ -59,10 +60,10 @@ pub enum VmError {
         answer: String,
     },
     /// Devices are in the way.
-    #[error("{}", .0.join("; "))]
+    #[error("{}", tame(&.0.join("; ")))]
     Devices(Vec<String>),
     /// The machine stands still already.
-    #[error("the machine does not run, its monitor calls it {0:?}; nothing was done to it")]
+    #[error("the machine does not run, its monitor calls it {:?}; nothing was done to it", tame(.0))]
     NotRunning(String),
     /// Saving would take too long.
     #[error("{0}")]
@@ -74,7 +75,7 @@ pub enum VmError {
     #[error("the virtual machine monitor, process {0}, has ended")]
     Gone(i32),
     /// The disk refuses.
-    #[error("{}: {why}", path.display())]
+    #[error("{}: {}", path.display(), tame(why))]
     Disk {
         /// The file.
         path: PathBuf,

@@ -17,6 +17,7 @@ use super::{Description, Disk, Driver, Handle, VmError, on_disk};
 use crate::archive::{self, ArchiveError};
 use crate::sandbox::view::{Found, View};
 use crate::sandbox::{Machine, ShimKind, VmmKind};
+use crate::words::tame;
 
 /// How much longer than the agent the watchdog waits.
 const GRACE: Duration = Duration::from_secs(2);
@@ -95,7 +96,7 @@ impl Ready {
     /// In words, for a finding.
     pub fn words(&self) -> String {
         let (d, e) = (&self.description, &self.estimate);
-        format!(
+        tame(&format!(
             "{} {}: {}; at most {} MiB to write at {} MiB/s, {} s allowed",
             self.handle.vmm.as_str(),
             d.version,
@@ -103,7 +104,7 @@ impl Ready {
             e.bytes >> 20,
             e.speed >> 20,
             e.allowed.as_secs()
-        )
+        ))
     }
 }
 
