@@ -129,7 +129,11 @@ pub async fn check(machine: &Machine, limits: &Limits) -> Result<Ready, VmError>
     }
     let bytes = bytes(machine, &description);
     let root = limits.archive_root.clone();
-    let trial = move || room_and_speed(&root, bytes);
+    let jail = (machine.vmm == VmmKind::Firecracker).then_some((machine.pid, memory(machine, &description)));
+    let trial = move || {
+        jail.map_or(Ok(()), |(pid, memory)| room_in_jail(pid, memory, &root))?;
+        room_and_speed(&root, bytes)
+    };
     let speed = on_disk(TRIAL_LIMIT, &limits.archive_root, trial).await?;
     let estimate = Estimate {
         bytes,
@@ -187,17 +191,39 @@ fn fits(estimate: &Estimate) -> Result<(), VmError> {
     )))
 }
 
-/// Bytes to write: memory that the guest has never used is not there, so it is what the monitor has in memory, and the
-/// disks' files that are copied.
+/// Bytes to write: the memory, and the disks' files that are copied.
 fn bytes(machine: &Machine, description: &Description) -> u64 {
-    let resident = resident(machine.pid);
-    let whole = description.memory.or(machine.memory).unwrap_or(resident);
     let writable = description.disks.iter().filter(|disk| !disk.read_only);
     let disks: u64 = writable
         .filter_map(|disk| file_of(disk, machine.pid).ok())
         .map(|(_, size)| size)
         .sum();
-    whole.min(resident.max(1)).saturating_add(disks)
+    memory(machine, description).saturating_add(disks)
+}
+
+/// QEMU writes no memory that the guest has never used, so that what it has in memory is enough; the others write all.
+fn memory(machine: &Machine, description: &Description) -> u64 {
+    let resident = resident(machine.pid);
+    let whole = description.memory.or(machine.memory).unwrap_or(resident);
+    match machine.vmm {
+        VmmKind::CloudHypervisor | VmmKind::Firecracker => whole,
+        _ => whole.min(resident.max(1)),
+    }
+}
+
+/// Firecracker writes inside its jail, from where the state is copied to the archive root.
+fn room_in_jail(pid: i32, memory: u64, root: &Path) -> Result<(), VmError> {
+    use std::os::unix::fs::MetadataExt;
+    let place = Path::new("the jail of Firecracker");
+    let wrong = VmError::disk(place);
+    let jail = View::root_of(pid).map_err(&wrong)?;
+    let same = fs::metadata(jail.name()).and_then(|jail| Ok(jail.dev() == fs::metadata(root)?.dev()));
+    let copies = if same.map_err(&wrong)? { 2 } else { 1 };
+    archive::check_room(&jail.name(), memory, copies).map_err(|error| VmError::Disk {
+        path: place.to_owned(),
+        full: error.reason() == podcheckpoint_crds::Reason::StorageFull,
+        why: error.to_string(),
+    })
 }
 
 /// Memory of a process that is in memory or swapped out, from /proc/PID/status.
@@ -465,6 +491,37 @@ mod tests {
             allowed(ShimKind::KataGo, Duration::from_secs(7)),
             Duration::from_secs(7)
         );
+    }
+
+    #[test]
+    fn monitors_with_an_http_interface_write_the_whole_memory() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let description = Description {
+            memory: Some(1 << 50),
+            ..Description::default()
+        };
+        let of = |vmm| {
+            let machine = Machine {
+                vmm,
+                pid,
+                started: 1,
+                arguments: Vec::new(),
+                monitor: None,
+                vsock: None,
+                memory: None,
+                confidential: None,
+                domain: None,
+                shim: ShimKind::Other,
+            };
+            memory(&machine, &description)
+        };
+        assert_eq!(of(VmmKind::Firecracker), 1 << 50);
+        assert_eq!(of(VmmKind::CloudHypervisor), 1 << 50);
+        assert!(of(VmmKind::Qemu) < 1 << 40);
+        let root = std::env::temp_dir();
+        let full = room_in_jail(pid, 1 << 60, &root).unwrap_err();
+        assert_eq!(full.reason(), podcheckpoint_crds::Reason::StorageFull);
+        assert!(room_in_jail(pid, 0, &root).is_ok());
     }
 
     #[test]
