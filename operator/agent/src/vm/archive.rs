@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::VmError;
 use super::snapshot::{Copied, Taken};
 use crate::archive::{ArchiveError, Verified, sum_folder};
-use crate::sandbox::Machine;
+use crate::sandbox::{Machine, VmmKind};
 
 /// Name of the manifest.
 pub const MANIFEST: &str = "manifest.json";
@@ -81,6 +81,7 @@ pub fn verify(folder: &Path, expected: &Of) -> Result<Verified, ArchiveError> {
     #[derive(Deserialize)]
     struct Inside {
         of: Of,
+        vmm: String,
     }
     let incomplete = |what: &str| ArchiveError::Incomplete(what.to_owned());
     let bytes = fs::read(folder.join(MANIFEST)).map_err(|_| incomplete(MANIFEST))?;
@@ -98,14 +99,48 @@ pub fn verify(folder: &Path, expected: &Of) -> Result<Verified, ArchiveError> {
             ),
         });
     }
-    let filled = |names: &[&str]| {
-        names
-            .iter()
-            .all(|name| fs::metadata(folder.join(name)).is_ok_and(|m| m.len() > 0))
-    };
-    // QEMU and libvirt write one file, Firecracker two, Cloud Hypervisor three.
-    if !filled(&["vmstate"]) && !filled(&["config.json", "state.json", "memory-ranges"]) {
-        return Err(incomplete("machine state"));
+    for name in files_of(&inside.vmm) {
+        if !fs::metadata(folder.join(name)).is_ok_and(|m| m.is_file() && m.len() > 0) {
+            return Err(incomplete(name));
+        }
     }
     sum_folder(folder)
+}
+
+/// The files without which a state is none; pure. QEMU and libvirt write one.
+fn files_of(vmm: &str) -> &'static [&'static str] {
+    if vmm == VmmKind::Firecracker.as_str() {
+        &["vmstate", "memory"]
+    } else if vmm == VmmKind::CloudHypervisor.as_str() {
+        &["config.json", "state.json", "memory-ranges"]
+    } else {
+        &["vmstate"]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_whole_when_every_file_of_its_monitor_is_there() {
+        let of = Of {
+            pod_uid: "u".into(),
+            namespace: "shop".into(),
+            pod: "cart".into(),
+            sandbox: "s".into(),
+            containers: vec!["main".into()],
+        };
+        for vmm in [VmmKind::Qemu, VmmKind::Firecracker, VmmKind::CloudHypervisor] {
+            let folder = tempfile::tempdir().unwrap();
+            let manifest = serde_json::json!({"of": of, "vmm": vmm.as_str()});
+            fs::write(folder.path().join(MANIFEST), manifest.to_string()).unwrap();
+            for name in files_of(vmm.as_str()) {
+                let error = verify(folder.path(), &of).unwrap_err();
+                assert!(error.to_string().contains(name), "{vmm:?}: {error}");
+                fs::write(folder.path().join(name), "x").unwrap();
+            }
+            assert!(verify(folder.path(), &of).is_ok(), "{vmm:?}");
+        }
+    }
 }
