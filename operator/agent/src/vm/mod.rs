@@ -84,6 +84,14 @@ pub enum VmError {
         /// There is no room.
         full: bool,
     },
+    /// The disk says nothing.
+    #[error("{}: the disk did not answer within {} s", path.display(), limit.as_secs())]
+    Stalled {
+        /// What was asked for.
+        path: PathBuf,
+        /// For how long.
+        limit: Duration,
+    },
     /// No watchdog, so nothing may be paused.
     #[error("the watchdog cannot be started: {0}")]
     Watchdog(String),
@@ -108,6 +116,7 @@ impl VmError {
             Self::Gone(_) => Reason::SourcePodGone,
             Self::Disk { full: true, .. } => Reason::StorageFull,
             Self::Disk { .. } => Reason::StorageNotWritable,
+            Self::Stalled { .. } => Reason::StorageStalled,
             Self::Watchdog(_) => Reason::MethodUnavailable,
             Self::Cancelled => Reason::AgentInterrupted,
         }
@@ -128,19 +137,13 @@ async fn on_disk<T: Send + 'static>(
     path: &Path,
     work: impl FnOnce() -> Result<T, VmError> + Send + 'static,
 ) -> Result<T, VmError> {
-    let wrong = |why: String| VmError::Disk {
+    let stalled = || VmError::Stalled {
         path: path.to_owned(),
-        why,
-        full: false,
+        limit,
     };
-    match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
-        Err(_) => Err(wrong(format!(
-            "the disk did not answer within {} s",
-            limit.as_secs()
-        ))),
-        Ok(Err(error)) => Err(wrong(error.to_string())),
-        Ok(Ok(done)) => done,
-    }
+    let failed = |error: tokio::task::JoinError| VmError::disk(path)(std::io::Error::other(error));
+    let done = tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await;
+    done.map_err(|_| stalled())?.map_err(failed)?
 }
 
 static AGENT: OnceLock<PathBuf> = OnceLock::new();
@@ -280,4 +283,21 @@ pub trait Driver: Send {
 
     /// How the state is restored, in sentences and commands for the manifest.
     fn restore_with(&self) -> &'static [&'static str];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_is_not_waited_for() {
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let hangs = move || {
+            let _ = held.recv();
+            Ok(())
+        };
+        let error = on_disk(Duration::from_millis(10), Path::new("/archives"), hangs).await;
+        drop(hold);
+        assert_eq!(error.unwrap_err().reason(), Reason::StorageStalled);
+    }
 }
