@@ -715,6 +715,8 @@ async fn recognise(sandbox: &Sandbox, containers: &[Container], machines_in_pods
     let runtime_type = first.and_then(|c| c.runtime_type.clone());
     let binary = first.and_then(|c| c.binary.clone());
     let pids: Vec<i32> = containers.iter().filter_map(|c| c.pid).collect();
+    // A container without a process would go by unseen, and be called saved with the machine of another one.
+    let machines_in_pods = machines_in_pods && pids.len() == containers.len();
     let read = tokio::task::spawn_blocking(move || {
         sandbox::facts::read(&sandbox::Named {
             sandbox: &id,

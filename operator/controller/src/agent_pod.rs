@@ -257,6 +257,17 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_in_an_ordinary_pod_is_taken_for_the_pod_only_where_that_is_set() {
+        let flag = "--machines-in-pods".to_owned();
+        assert!(!arguments(&config()).contains(&flag));
+        let allowed = AgentConfig {
+            machines_in_pods: true,
+            ..config()
+        };
+        assert!(arguments(&allowed).contains(&flag));
+    }
+
+    #[test]
     fn the_agent_listens_on_no_port_and_shares_no_network_with_the_node() {
         let spec = build(&config(), "ops", "node1").spec.unwrap();
         assert_eq!(

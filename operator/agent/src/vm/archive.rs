@@ -100,7 +100,7 @@ pub fn verify(folder: &Path, expected: &Of) -> Result<Verified, ArchiveError> {
         });
     }
     for name in files_of(&inside.vmm) {
-        if !fs::metadata(folder.join(name)).is_ok_and(|m| m.is_file() && m.len() > 0) {
+        if !fs::symlink_metadata(folder.join(name)).is_ok_and(|m| m.is_file() && m.len() > 0) {
             return Err(incomplete(name));
         }
     }

@@ -12,7 +12,7 @@ use rustix::fs::{FileType, SeekFrom, seek};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::watchdog::Watchdog;
+use super::watchdog::{Watchdog, release_in_the_end};
 use super::{Description, Disk, Driver, Handle, VmError, on_disk};
 use crate::archive::{self, ArchiveError};
 use crate::sandbox::view::{Found, View};
@@ -295,6 +295,9 @@ pub async fn take(ready: Ready, folder: &Path, limits: &Limits) -> Result<Taken,
     };
     if let Ok(Err(error)) = tokio::task::spawn_blocking(end).await {
         tracing::error!(%error, "the watchdog is gone");
+        if !runs {
+            release_in_the_end(&handle).await;
+        }
     }
     let disks = saved?;
     resumed?;

@@ -83,15 +83,21 @@ impl Watchdog {
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        self.child
-            .take()
-            .map_or(Ok(()), |mut child| child.wait().map(drop))
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
+        let status = child.wait()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("it ended with {status}")))
+        }
     }
 
     /// Tells the watchdog that the machine runs, and waits for its end.
     ///
     /// # Errors
-    /// When it is gone already.
+    /// When it is gone already, or failed.
     pub fn disarm(mut self) -> io::Result<()> {
         if let Some(mut word) = self.word.take() {
             word.write_all(&[DONE])?;
@@ -99,10 +105,10 @@ impl Watchdog {
         self.wait()
     }
 
-    /// Lets the watchdog make the machine run, and waits until it has done so or given up.
+    /// Lets the watchdog make the machine run, and waits until it has done so.
     ///
     /// # Errors
-    /// When it cannot be waited for.
+    /// When it ended without having done so: the machine is gone, or somebody has ended the watchdog.
     pub fn release(mut self) -> io::Result<()> {
         drop(self.word.take());
         self.wait()
