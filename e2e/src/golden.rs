@@ -20,7 +20,8 @@ const MASKS: &[(&str, &str)] = &[
         r"[0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}",
         "UID",
     ),
-    (r"[0-9a-f]{64}", "HASH"),
+    // Also one that a limit has cut.
+    (r"\b[0-9a-f]{20,64}\b", "HASH"),
     // The local cluster's own cgroup.
     (r"/podcheckpoint-[\w-]+/kubepods", "/kubepods"),
     (r"\bpolicy [0-9a-f]{16}\b", "policy HASH"),
@@ -39,6 +40,7 @@ const MASKS: &[(&str, &str)] = &[
         "$1 NUMBER",
     ),
     (r"\b\d+(\.\d+)? (B|KiB|MiB|GiB)\b", "SIZE"),
+    (r"\b\d{7,}\b", "NUMBER"),
     (r"\b\d+(\.\d+)? (us|ms|s)\b", "DURATION"),
     (r"\b(process|thread|pid|task|PID) \d+", "$1 NUMBER"),
     (r"/proc/\d+", "/proc/NUMBER"),

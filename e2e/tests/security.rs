@@ -516,7 +516,7 @@ fn a_profile_that_somebody_else_loads_in_the_middle_stays_theirs_and_both_values
     confined(&namespace, "strict", name, HEAVY_BUT_SMALL)?;
     namespace.count("strict", "main")?;
     let spec = json!({"sourcePodName": "strict", "securityPatches": "Temporary"});
-    let theirs = format!("{STRICT}  network unix,\n  @{{PROC}}/ r,\n  @{{PROC}}/** r,\n");
+    let theirs = format!("{STRICT}  network unix,\n  /proc/ r,\n  /proc/** r,\n");
     for number in 0..10 {
         let checkpoint = format!("first-{number}");
         namespace.checkpoint(&checkpoint, spec.clone())?;
