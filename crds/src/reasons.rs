@@ -760,8 +760,8 @@ reasons! {
             "Run the pod without confidential computing if it has to be checkpointed.",
         }
         VmMonitorNotFound {
-            "The virtual machine monitor has no socket by which it could be told to pause and to save.",
-            "None of its open sockets is a control socket, going by its arguments.",
+            "The virtual machine monitor has no socket by which it could be told to pause and to save, or none that may be believed.",
+            "None of its open sockets is a control socket, going by its arguments; or somebody else serves it; or the pod has several monitors, or several containers beside the one with the monitor. The message says which.",
             "Kata with QEMU: set enable_debug = true and extra_monitor_socket = \"qmp\" below [hypervisor.qemu] in Kata's configuration.toml, and create the pod anew.",
             confirm: "`tr '\\0' '\\n' < /proc/VMM/cmdline; ss -xlp`",
             affects: "Every new pod of that RuntimeClass: whoever can open that socket controls its machine.",

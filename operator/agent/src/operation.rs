@@ -40,7 +40,7 @@ const WATCHDOG_GRACE: Duration = Duration::from_secs(2);
 /// How long telling that the target has been proved may take.
 const PROGRESS: Duration = Duration::from_secs(2);
 /// How long looking at the sandbox's processes may take: a process that hangs can make a look at it hang too.
-const RECOGNISE: Duration = Duration::from_secs(3);
+const RECOGNISE: Duration = Duration::from_secs(10);
 /// How long the target may take to run again after the dump.
 const SETTLE: Duration = Duration::from_secs(5);
 /// How often the freezer is looked at during a dump, which is how exactly the frozen time is known.

@@ -13,7 +13,7 @@ use super::kernelfs::{KernelFs, PolicyFolder};
 const LIMIT: usize = 32 << 20;
 /// In the version of a compiled policy: every profile in it is loaded in complain mode (security/apparmor/policy_unpack.c).
 const FORCE_COMPLAIN: u32 = 0x800;
-/// How deep a compiled policy may be nested.
+/// Types of the items of a compiled policy (security/apparmor/include/policy_unpack.h).
 const CODE_NAME: u8 = 4;
 const CODE_STRING: u8 = 5;
 const CODE_U32: u8 = 2;
@@ -180,7 +180,7 @@ impl<'a> Reader<'a> {
 mod tests {
     use super::*;
 
-    /// What the kernel of node2 gave for a profile that apparmor_parser 4.1 had compiled.
+    /// What a kernel 6.12 gave for a profile that apparmor_parser 4.1 had compiled.
     const REAL: &[u8] = include_bytes!("testdata/strict.policy");
 
     #[test]
