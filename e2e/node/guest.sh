@@ -26,12 +26,13 @@ make_guest_disk() {
   mkdir -p "$tree/opt/bin" "$tree/etc/containerd" "$tree/var/lib/podcheckpoint"
   cp -a --remove-destination "$kubernetes/bin/." "$containerd/bin/." "$data/node2" "$data/keep" "$tree/opt/bin/"
   cp --remove-destination "$data/containerd.toml" "$tree/etc/containerd/config.toml"
+  cc -static -Os -o "$tree/opt/bin/hold-perf" "$data/hold-perf.c"
   cp "$tree"/boot/vmlinuz-* "$1/vmlinuz"
   cp "$tree"/boot/initrd.img-* "$1/initrd"
   mkfs.ext4 -q -d "$tree" "$1/disk" 8G
   rm -rf "$tree"
 }
-guest_disk=$(part guest-disk "$guest_rootfs $kubernetes $containerd $(cat "$data"/{node2,keep,containerd.toml}) \
+guest_disk=$(part guest-disk "$guest_rootfs $kubernetes $containerd $(cat "$data"/{node2,keep,containerd.toml,hold-perf.c}) \
 $(declare -f make_guest_disk)")
 
 prepare_guest() {

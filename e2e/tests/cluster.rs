@@ -418,6 +418,7 @@ fn killed_agent(namespace: &Namespace, name: &str, method: &str, after: Duration
         "-l",
         "app.kubernetes.io/component=agent",
         "--wait",
+        "--timeout=120s",
     ])?;
     namespace.checkpoint(
         name,

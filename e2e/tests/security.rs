@@ -349,6 +349,7 @@ fn a_change_survives_the_agents_death_in_no_case() -> Result<()> {
             "-l",
             "app.kubernetes.io/component=agent",
             "--wait",
+            "--timeout=120s",
         ])?;
         let status = namespace.ended(&name)?;
         eventually(Duration::from_secs(60), || {
