@@ -42,7 +42,7 @@ const MASKS: &[(&str, &str)] = &[
     (r"\b\d+(\.\d+)? (B|KiB|MiB|GiB)\b", "SIZE"),
     (r"\b\d{7,}\b", "NUMBER"),
     (r"\b\d+(\.\d+)? (us|ms|s)\b", "DURATION"),
-    (r"\b(process|thread|pid|task|PID) \d+", "$1 NUMBER"),
+    (r"\b(process|thread|pid:?|task|PID) \d+", "$1 NUMBER"),
     (r"/proc/\d+", "/proc/NUMBER"),
     (r"\b\d+ (process\(es\)|thread\(s\))", "NUMBER $1"),
     (r"\b\d+ \(([\w.-]+)\)", "NUMBER ($1)"),
