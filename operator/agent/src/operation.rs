@@ -1269,6 +1269,35 @@ fn describe_archive(
     }
 }
 
+/// A sandbox that was saved as a whole, in one archive for all its containers.
+struct Whole<'a> {
+    containers: &'a [Container],
+    /// Name of the archive below the checkpoint's folder.
+    path: &'static str,
+    format: ArchiveFormat,
+    /// How long it stood still.
+    stood: Duration,
+}
+
+impl Whole<'_> {
+    /// Says in the report where the archive is.
+    fn tell(&self, verified: &Verified, report: &mut Report) {
+        let one = |container: &Container| CheckpointedContainer {
+            name: container.name.clone(),
+            container_id: container.id.clone(),
+            path: self.path.to_owned(),
+            size_bytes: i64::try_from(verified.size).unwrap_or(i64::MAX),
+            sha256: verified.sha256.clone(),
+            format: self.format,
+            frozen_micros: i64::try_from(self.stood.as_micros()).ok(),
+            ..CheckpointedContainer::default()
+        };
+        report.status.checkpointed_containers = self.containers.iter().map(one).collect();
+        report.status.size = Some(human_bytes(verified.size));
+        report.status.frozen = Some(human_duration(self.stood));
+    }
+}
+
 fn partial_tar(folder: &Path, container: &str) -> PathBuf {
     folder.join(format!("{container}.tar.partial"))
 }

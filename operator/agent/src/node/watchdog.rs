@@ -107,8 +107,23 @@ fn lock_file(archive_root: &Path) -> io::Result<File> {
     File::create(archive_root.join("watchdog.lock"))
 }
 
+/// The first thing that a watchdog does: from then on it does not end with the agent. What it gives is held until its end.
+pub(crate) fn leave_agent(archive_root: &Path) -> io::Result<Option<File>> {
+    let lock = hold_lock(archive_root);
+    if let Err(error) = &lock {
+        say(&format!("no lock: {error}"));
+    }
+    if let Err(error) = leave_agents_cgroup() {
+        say(&format!("cannot leave the agent's cgroup: {error}"));
+        return Err(error);
+    }
+    // The agent's terminal signals are not for this process.
+    let _ = rustix::process::setsid();
+    Ok(lock.ok())
+}
+
 /// Says that a watchdog is at work for as long as the file is open.
-pub(crate) fn hold_lock(archive_root: &Path) -> io::Result<File> {
+fn hold_lock(archive_root: &Path) -> io::Result<File> {
     lock_file(archive_root).and_then(|file| Ok(flock(&file, FlockOperation::LockShared).map(|()| file)?))
 }
 
@@ -132,17 +147,9 @@ pub fn main(deadline: u64, runtime_socket: &Path, archive_root: &Path, freezers:
     let Ok(freezers) = serde_json::from_str::<Vec<Freezer>>(freezers) else {
         return ExitCode::from(2);
     };
-    // Held until this process ends.
-    let lock = hold_lock(archive_root);
-    if let Err(error) = &lock {
-        say(&format!("no lock: {error}"));
-    }
-    if let Err(error) = leave_agents_cgroup() {
-        say(&format!("cannot leave the agent's cgroup: {error}"));
+    let Ok(_held) = leave_agent(archive_root) else {
         return ExitCode::FAILURE;
-    }
-    // The agent's terminal signals are not for this process.
-    let _ = rustix::process::setsid();
+    };
     // Books that were left wrong before would make this checkpoint one of running processes.
     if let Err(error) = correct_books_blocking(runtime_socket, &freezers) {
         say(&format!("containerd's books cannot be read: {error}"));
@@ -174,7 +181,7 @@ pub(crate) fn say(message: &str) {
 
 /// The runtime ends every process in the cgroup of a container whose first process has died, when the container has
 /// the node's pid namespace. The root of each hierarchy is no container's.
-pub(crate) fn leave_agents_cgroup() -> io::Result<()> {
+fn leave_agents_cgroup() -> io::Result<()> {
     let mounts = proc::text("/proc/self/mountinfo")?;
     let own = std::process::id().to_string();
     for root in cgroup_roots(&mounts) {

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use podcheckpoint_crds::conditions::Verdict;
-use podcheckpoint_crds::{ArchiveFormat, CheckpointedContainer, ConditionType, PodCheckpoint, Reason, Step};
+use podcheckpoint_crds::{ArchiveFormat, ConditionType, PodCheckpoint, Reason, Step};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Stop, describe, human_bytes, human_duration, note};
-use crate::archive::{self, ArchiveError, Verified};
+use super::{Context, Stop, Whole, describe, human_bytes, note};
+use crate::archive::{self, ArchiveError};
 use crate::gvisor::archive::{Member, Of};
 use crate::gvisor::save::{self, Seen};
 use crate::gvisor::{self, GvisorError};
@@ -141,24 +141,14 @@ impl Subject {
         let stored = stored.await;
         let stored =
             stored.map_err(|e| Stop::new(Step::Archive, Reason::ArchiveIncomplete, e.to_string()))?;
-        self.tell(stood, &stored.map_err(store)?, report);
-        Ok(())
-    }
-
-    fn tell(&self, stood: Duration, verified: &Verified, report: &mut Report) {
-        let one = |container: &Container| CheckpointedContainer {
-            name: container.name.clone(),
-            container_id: container.id.clone(),
-            path: NAME.to_owned(),
-            size_bytes: i64::try_from(verified.size).unwrap_or(i64::MAX),
-            sha256: verified.sha256.clone(),
+        let whole = Whole {
+            containers: &self.containers,
+            path: NAME,
             format: ArchiveFormat::Gvisor,
-            frozen_micros: i64::try_from(stood.as_micros()).ok(),
-            ..CheckpointedContainer::default()
+            stood,
         };
-        report.status.checkpointed_containers = self.containers.iter().map(one).collect();
-        report.status.size = Some(human_bytes(verified.size));
-        report.status.frozen = Some(human_duration(stood));
+        whole.tell(&stored.map_err(store)?, report);
+        Ok(())
     }
 }
 

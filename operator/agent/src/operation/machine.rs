@@ -4,18 +4,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use podcheckpoint_crds::conditions::Verdict;
-use podcheckpoint_crds::{
-    ArchiveFormat, CheckpointedContainer, ConditionType, PodCheckpoint, Reason, SandboxKind, Step,
-};
+use podcheckpoint_crds::{ArchiveFormat, ConditionType, PodCheckpoint, Reason, SandboxKind, Step};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Stop, describe, human_bytes, human_duration, note};
-use crate::archive::{self, ArchiveError, Verified};
+use super::{Context, Stop, Whole, describe, note};
+use crate::archive::{self, ArchiveError};
 use crate::node::cri::{Container, Sandbox};
 use crate::report::Report;
 use crate::sandbox::{Machine, Recognised};
 use crate::vm::archive::Of;
-use crate::vm::snapshot::{self, Limits, Taken};
+use crate::vm::snapshot::{self, Limits};
 use crate::vm::{self, Handle, VmError};
 use crate::words::tame;
 
@@ -113,24 +111,14 @@ impl Subject {
         let stored = stored.await;
         let stored =
             stored.map_err(|e| Stop::new(Step::Archive, Reason::ArchiveIncomplete, e.to_string()))?;
-        self.tell(&taken, &stored.map_err(store)?, report);
-        Ok(())
-    }
-
-    fn tell(&self, taken: &Taken, verified: &Verified, report: &mut Report) {
-        let one = |container: &Container| CheckpointedContainer {
-            name: container.name.clone(),
-            container_id: container.id.clone(),
-            path: NAME.to_owned(),
-            size_bytes: i64::try_from(verified.size).unwrap_or(i64::MAX),
-            sha256: verified.sha256.clone(),
+        let whole = Whole {
+            containers: &self.containers,
+            path: NAME,
             format: ArchiveFormat::VirtualMachine,
-            frozen_micros: i64::try_from(taken.paused.as_micros()).ok(),
-            ..CheckpointedContainer::default()
+            stood: taken.paused,
         };
-        report.status.checkpointed_containers = self.containers.iter().map(one).collect();
-        report.status.size = Some(human_bytes(verified.size));
-        report.status.frozen = Some(human_duration(taken.paused));
+        whole.tell(&stored.map_err(store)?, report);
+        Ok(())
     }
 }
 

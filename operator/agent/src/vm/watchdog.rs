@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{Shutdown, shutdown};
 
 use super::{Handle, VmError, agent_program};
-use crate::node::watchdog::{hold_lock, leave_agents_cgroup, say, wait};
+use crate::node::watchdog::{leave_agent, say, wait};
 
 /// The byte by which the agent says that all is well.
 const DONE: u8 = b'd';
@@ -130,17 +130,9 @@ pub fn main(deadline: Duration, archive_root: &Path, handle: &str) -> ExitCode {
     let Ok(handle) = serde_json::from_str::<Handle>(handle) else {
         return ExitCode::from(2);
     };
-    // Held until this process ends.
-    let lock = hold_lock(archive_root);
-    if let Err(error) = &lock {
-        say(&format!("no lock: {error}"));
-    }
-    if let Err(error) = leave_agents_cgroup() {
-        say(&format!("cannot leave the agent's cgroup: {error}"));
+    let Ok(_held) = leave_agent(archive_root) else {
         return ExitCode::FAILURE;
-    }
-    // The agent's terminal signals are not for this process.
-    let _ = rustix::process::setsid();
+    };
     if rustix::io::write(io::stdin(), b"armed\n").is_err() {
         return ExitCode::FAILURE;
     }
