@@ -61,6 +61,19 @@ pub fn get(namespace: &str, kind: &str, name: &str) -> Result<Value> {
     serde_json::from_str(&text).context("reading an object")
 }
 
+/// UID of an object.
+///
+/// # Errors
+/// When it does not exist.
+pub fn uid(namespace: &str, kind: &str, name: &str) -> Result<String> {
+    let object = get(namespace, kind, name)?;
+    object
+        .pointer("/metadata/uid")
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+        .context("no UID")
+}
+
 /// Runs a shell script as root on a node of the local cluster.
 ///
 /// # Errors

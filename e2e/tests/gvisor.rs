@@ -14,13 +14,8 @@ use podcheckpoint_e2e::scenario::{
     COUNT, HEAVY, KIND, Namespace, Undo, archive, assert_condition,
     assert_every_condition_has_a_documented_reason, assert_failed, assert_ready, without_agents,
 };
-use podcheckpoint_e2e::{eventually, get, kubectl, on_node};
+use podcheckpoint_e2e::{eventually, get, kubectl, on_node, uid};
 use serde_json::{Value, json};
-
-fn uid(namespace: &Namespace, kind: &str, name: &str) -> Result<String> {
-    let object = get(&namespace.0, kind, name)?;
-    Ok(object["metadata"]["uid"].as_str().unwrap_or_default().to_owned())
-}
 
 /// Waits until a pod has filled its memory and counts: random bytes come slowly through gVisor on a busy machine.
 fn counts(namespace: &Namespace, pod: &str) -> Result<()> {
@@ -118,9 +113,9 @@ fn an_agent_killed_while_gvisors_kernel_writes_leaves_the_pod_running() -> Resul
     let namespace = Namespace::new("gvisor-killed")?;
     pod(&namespace, "heavy", &[("main", HEAVY)])?;
     counts(&namespace, "heavy")?;
-    let of_pod = uid(&namespace, "pod", "heavy")?;
+    let of_pod = uid(&namespace.0, "pod", "heavy")?;
     namespace.checkpoint("killed", json!({"sourcePodName": "heavy"}))?;
-    let object = uid(&namespace, KIND, "killed")?;
+    let object = uid(&namespace.0, KIND, "killed")?;
     saving(&of_pod)?;
     on_node("node1", "kill -KILL $(pgrep -f '^/podcheckpoint-agent run')")?;
     nothing_left(&of_pod, &object)?;
@@ -138,11 +133,11 @@ fn a_checkpoint_that_gvisors_kernel_does_not_end_in_time_fails_and_the_pod_goes_
     let namespace = Namespace::new("gvisor-late")?;
     pod(&namespace, "heavy", &[("main", HEAVY)])?;
     counts(&namespace, "heavy")?;
-    let of_pod = uid(&namespace, "pod", "heavy")?;
+    let of_pod = uid(&namespace.0, "pod", "heavy")?;
     let status = namespace.take("late", json!({"sourcePodName": "heavy", "timeoutSeconds": 1}))?;
     assert_failed(&status, "Dump", "DeadlineExceeded");
     assert_condition(&status, "SourceRunning", "True", "SourceRuns");
-    nothing_left(&of_pod, &uid(&namespace, KIND, "late")?)?;
+    nothing_left(&of_pod, &uid(&namespace.0, KIND, "late")?)?;
     namespace.assert_source_went_on("heavy", "main")
 }
 
@@ -184,7 +179,7 @@ fn a_sandbox_that_somebody_has_paused_or_stopped_is_named_and_left_so() -> Resul
     let namespace = Namespace::new("gvisor-paused")?;
     pod(&namespace, "counter", &[("main", COUNT)])?;
     namespace.count("counter", "main")?;
-    let of_pod = uid(&namespace, "pod", "counter")?;
+    let of_pod = uid(&namespace.0, "pod", "counter")?;
     let message = |status: &Value| {
         status["failure"]["message"]
             .as_str()

@@ -16,7 +16,7 @@ use podcheckpoint_e2e::scenario::{
     COUNT, HEAVY, IMAGE, KIND, Namespace, OPERATOR, Undo, archive, assert_condition, assert_failed,
     assert_ready, assert_undisturbed, condition, document, without_agents,
 };
-use podcheckpoint_e2e::{apply, eventually, get, kubectl, kubectl_refused, on_node, on_node_with};
+use podcheckpoint_e2e::{apply, eventually, get, kubectl, kubectl_refused, on_node, on_node_with, uid};
 use serde_json::{Value, json};
 
 /// A pod with one container, on node1.
@@ -42,11 +42,6 @@ fn wait_until_it_runs(namespace: &Namespace, name: &str) -> Result<()> {
         "--timeout=60s",
     ])
     .map(drop)
-}
-
-fn uid(namespace: &str, kind: &str, name: &str) -> Result<String> {
-    let object = get(namespace, kind, name)?;
-    Ok(object["metadata"]["uid"].as_str().unwrap_or_default().to_owned())
 }
 
 /// Words of a failure.

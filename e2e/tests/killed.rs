@@ -28,13 +28,8 @@ use podcheckpoint_e2e::scenario::{
     COUNT, HEAVY, KIND, Namespace, OPERATOR, archive, assert_every_condition_has_a_documented_reason,
     assert_failed, assert_ready, assert_undisturbed, without_agents,
 };
-use podcheckpoint_e2e::{eventually, get, kubectl, on_node};
+use podcheckpoint_e2e::{eventually, get, kubectl, on_node, uid};
 use serde_json::json;
-
-fn uid(namespace: &Namespace, kind: &str, name: &str) -> Result<String> {
-    let object = get(&namespace.0, kind, name)?;
-    Ok(object["metadata"]["uid"].as_str().unwrap_or_default().to_owned())
-}
 
 fn writing(namespace: &Namespace, name: &str) -> Result<()> {
     eventually(Duration::from_secs(20), || {
@@ -49,12 +44,12 @@ fn a_checkpoint_deleted_while_it_is_written_leaves_no_file_and_no_agent() -> Res
     let namespace = Namespace::new("deleted")?;
     namespace.pod("heavy", "node1", &[("main", HEAVY)])?;
     namespace.count("heavy", "main")?;
-    let pod = uid(&namespace, "pod", "heavy")?;
+    let pod = uid(&namespace.0, "pod", "heavy")?;
     for method in ["CRI", "Direct", "Kubelet"] {
         let name = method.to_lowercase();
         namespace.checkpoint(&name, json!({"sourcePodName": "heavy", "method": method}))?;
         writing(&namespace, &name)?;
-        let object = uid(&namespace, KIND, &name)?;
+        let object = uid(&namespace.0, KIND, &name)?;
         kubectl(&["-n", &namespace.0, "delete", KIND, &name, "--timeout=30s"]).context(name)?;
         assert_undisturbed(&pod)?;
         eventually(Duration::from_secs(20), || {
@@ -94,7 +89,7 @@ fn a_controller_killed_at_any_moment_ends_each_checkpoint_once() -> Result<()> {
     let namespace = Namespace::new("controller-steps")?;
     namespace.pod("heavy", "node1", &[("main", HEAVY)])?;
     namespace.count("heavy", "main")?;
-    let pod = uid(&namespace, "pod", "heavy")?;
+    let pod = uid(&namespace.0, "pod", "heavy")?;
     // A field that the status has from each step on, or nothing at all.
     let steps = ["", "nodeName", "archiveState", "checkpointLocation"];
     for (number, field) in steps.into_iter().enumerate() {
@@ -167,7 +162,7 @@ fn an_agent_that_is_gone_for_good_is_given_up_and_the_pod_runs() -> Result<()> {
     let namespace = Namespace::new("lost")?;
     namespace.pod("heavy", "node1", &[("main", HEAVY)])?;
     namespace.count("heavy", "main")?;
-    let pod = uid(&namespace, "pod", "heavy")?;
+    let pod = uid(&namespace.0, "pod", "heavy")?;
     namespace.checkpoint("lost", json!({"sourcePodName": "heavy", "timeoutSeconds": 5}))?;
     writing(&namespace, "lost")?;
     // Without the kubelet no agent comes back.

@@ -8,11 +8,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use podcheckpoint_e2e::scenario::{
     IMAGE, KIND, Namespace, assert_condition, assert_failed, assert_undisturbed, condition,
 };
-use podcheckpoint_e2e::{eventually, get, kubectl, on_node, put_program};
+use podcheckpoint_e2e::{eventually, get, kubectl, on_node, put_program, uid};
 use serde_json::{Value, json};
 
 /// Where the test programs are on a node and in the pods.
@@ -43,17 +43,9 @@ fn ready(namespace: &Namespace, pod: &str) -> Result<()> {
     })
 }
 
-fn pod_uid(namespace: &Namespace, pod: &str) -> Result<String> {
-    let pod = get(&namespace.0, "pod", pod)?;
-    pod["metadata"]["uid"]
-        .as_str()
-        .map(str::to_owned)
-        .context("no UID")
-}
-
 /// Shell words that print the main process of a pod's container, on its node.
 fn main_process(namespace: &Namespace, node: &str, pod: &str, name: &str) -> Result<String> {
-    let uid = pod_uid(namespace, pod)?;
+    let uid = uid(&namespace.0, "pod", pod)?;
     let script = format!(
         "for p in $(find /sys/fs/cgroup -path '*pod{uid}*' -name cgroup.procs -exec cat {{}} + | sort -un); do
            [ \"$(cat /proc/$p/comm)\" != {name} ] || echo $p; done | head -n 1"
@@ -163,7 +155,7 @@ fn what_a_target_does_not_let_criu_do_inside_it_has_a_reason_of_its_own() -> Res
             message.contains(words) && remedy.contains("--inject"),
             "{message} {remedy}"
         );
-        assert_undisturbed(&pod_uid(&namespace, mode)?)?;
+        assert_undisturbed(&uid(&namespace.0, "pod", mode)?)?;
         // What CRIU leaves in a process when it fails there does not make the next verdict another one.
         let again = validate(&namespace, &format!("{mode}-again"), mode)?;
         assert_condition(&again, "PtraceValidated", "True", "PtraceWorks");
@@ -199,7 +191,7 @@ fn a_degraded_verdict_is_accepted_only_when_the_user_says_so() -> Result<()> {
 
 /// Folder of a container's or a pod's freezer on a node.
 fn freezer(namespace: &Namespace, node: &str, pod: &str, of_pod: bool) -> Result<String> {
-    let uid = pod_uid(namespace, pod)?;
+    let uid = uid(&namespace.0, "pod", pod)?;
     let file = if node == "node1" {
         "freezer.state"
     } else {
