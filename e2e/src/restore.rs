@@ -37,7 +37,10 @@ pub fn restore(node: &str, archive: &str, image: &str, id: &str) -> Result<Resto
          cat spec.dump"
     );
     let spec: Value = serde_json::from_str(&on_node(node, &unpack)?).context("reading spec.dump")?;
-    let (config, copies) = own_spec(spec, &bundle, id);
+    let (mut config, copies) = own_spec(spec, &bundle, id);
+    // CRIU would put the processes into the cgroup of the pod that they were saved in, which may be gone, or frozen.
+    config["annotations"]["org.criu.config"] = json!(format!("{bundle}/criu.conf"));
+    on_node(node, &format!("echo manage-cgroups=ignore > {bundle}/criu.conf"))?;
     on_node_with(
         node,
         &format!("cat > {bundle}/config.json"),

@@ -21,8 +21,9 @@ pub const KIND: &str = "podcheckpoints.podcheckpoint.dev";
 pub const IMAGE: &str = "localhost/busybox:1";
 /// The namespace of the operator.
 pub const OPERATOR: &str = "podcheckpoint-system";
-/// A counter in memory, shown in `/tmp/n`.
-pub const COUNT: &str = "i=0; while true; do i=$((i+1)); echo $i > /tmp/n; sleep 0.1; done";
+/// A counter in memory, shown in `/tmp/n`. The file is written in place and keeps its size: CRIU restores no open file that
+/// has another size than at the dump, and a volume is copied later than that.
+pub const COUNT: &str = "i=0; while true; do i=$((i+1)); printf '%09d\\n' $i 1<>/tmp/n; sleep 0.1; done";
 
 /// A namespace of a test's own, deleted at its end.
 #[derive(Debug)]
@@ -258,7 +259,7 @@ pub fn assert_restores(node: &str, archive: &str, id: &str, at_least: u64) -> Re
 }
 
 /// Memory that makes a dump last long enough to be interrupted: random, so that no page is left out.
-pub const HEAVY: &str = "dd if=/dev/urandom of=/dev/shm/x bs=1M count=300 2>/dev/null; i=0; while true; do i=$((i+1)); echo $i > /tmp/n; sleep 0.1; done";
+pub const HEAVY: &str = "dd if=/dev/urandom of=/dev/shm/x bs=1M count=300 2>/dev/null; i=0; while true; do i=$((i+1)); printf '%09d\\n' $i 1<>/tmp/n; sleep 0.1; done";
 
 /// I1, from the kernel and not from anybody's books: no process of a pod on node1 is frozen, stopped or traced.
 ///

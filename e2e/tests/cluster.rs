@@ -48,7 +48,7 @@ fn a_restored_pod_still_has_its_open_file_its_listener_and_its_child() -> Result
     let namespace = Namespace::new("restored-parts")?;
     let script = String::from(
         "exec 7>>/tmp/held; echo before >&7; nc -l -p 5001 >/dev/null & sleep 100000 & \
-         i=0; while true; do i=$((i+1)); echo $i > /tmp/n; [ ! -e /tmp/ask ] || { rm /tmp/ask; echo after >&7; }; sleep 0.1; done",
+         i=0; while true; do i=$((i+1)); printf '%09d\\n' $i 1<>/tmp/n; [ ! -e /tmp/ask ] || { rm /tmp/ask; echo after >&7; }; sleep 0.1; done",
     );
     // CRIU 4.1.1 cannot dump any TCP socket on the kernel of node1: it asks for options that only unix sockets have there.
     namespace.pod("parts", "node2", &[("main", &script)])?;

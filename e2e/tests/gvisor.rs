@@ -131,7 +131,9 @@ fn an_agent_killed_while_gvisors_kernel_writes_leaves_the_pod_running() -> Resul
 #[test]
 fn a_checkpoint_that_gvisors_kernel_does_not_end_in_time_fails_and_the_pod_goes_on() -> Result<()> {
     let namespace = Namespace::new("gvisor-late")?;
-    pod(&namespace, "heavy", &[("main", HEAVY)])?;
+    // So much that no machine writes it within the second.
+    let more = "dd if=/dev/urandom of=/dev/shm/a bs=1M count=200 2>/dev/null; cd /dev/shm; cat a a a a a a a a > b; cd /";
+    pod(&namespace, "heavy", &[("main", &format!("{more}; {COUNT}"))])?;
     counts(&namespace, "heavy")?;
     let of_pod = uid(&namespace.0, "pod", "heavy")?;
     let status = namespace.take("late", json!({"sourcePodName": "heavy", "timeoutSeconds": 1}))?;
