@@ -328,6 +328,10 @@ impl Agent {
             return;
         };
         let decision = decide(&object, known);
+        if known.running {
+            // What is seen now may be the last that is ever seen of it, its deletion for one: looked at again at the end.
+            self.waiting.insert(uid.clone(), object.clone());
+        }
         if decision == Decision::Ignore {
             return;
         }
