@@ -82,9 +82,8 @@ pub async fn save(
         () = tokio::time::sleep(deadline) => Err(late(sentry, folder, deadline)),
         () = cancelled.cancelled() => Err(GvisorError::Cancelled),
     };
-    if result.is_err() {
-        wait_until_through(sentry, &path, PATIENCE).await;
-    }
+    // Also after a success: runsc is answered before the kernel has closed its files.
+    wait_until_through(sentry, &path, PATIENCE).await;
     match result {
         Ok(()) => Ok(begun.elapsed()),
         Err(GvisorError::Cancelled) => Err(GvisorError::Cancelled),
