@@ -63,6 +63,14 @@ impl Namespace {
         self.manifest("v1", "Pod", name, json!({
             "nodeName": node, "terminationGracePeriodSeconds": 0, "containers": containers, "volumes": volumes,
         }))?;
+        self.wait_for_pod(name)
+    }
+
+    /// Waits until a pod runs.
+    ///
+    /// # Errors
+    /// When it does not run in time.
+    pub fn wait_for_pod(&self, name: &str) -> Result<()> {
         kubectl(&[
             "-n",
             &self.0,

@@ -31,19 +31,6 @@ fn pod(script: &str, more: &Value) -> Value {
     spec
 }
 
-fn wait_until_it_runs(namespace: &Namespace, name: &str) -> Result<()> {
-    let pod = format!("pod/{name}");
-    kubectl(&[
-        "-n",
-        &namespace.0,
-        "wait",
-        "--for=condition=Ready",
-        &pod,
-        "--timeout=60s",
-    ])
-    .map(drop)
-}
-
 /// Words of a failure.
 fn message(status: &Value) -> &str {
     status["failure"]["message"].as_str().unwrap_or_default()
@@ -95,7 +82,7 @@ fn a_pod_that_cannot_be_a_source_is_refused_and_says_why() -> Result<()> {
     })?;
     for name in ["leaving", "fixed-node1"] {
         eventually(Duration::from_secs(30), || get(n, "pod", name))?;
-        wait_until_it_runs(&namespace, name)?;
+        namespace.wait_for_pod(name)?;
     }
     kubectl(&["-n", n, "delete", "pod", "leaving", "--wait=false"])?;
 
@@ -164,7 +151,7 @@ fn a_pod_on_the_nodes_network_or_on_a_cordoned_node_can_be_checkpointed() -> Res
     let namespace = Namespace::new("unusual")?;
     namespace.manifest("v1", "Pod", "hostnet", pod(COUNT, &json!({"hostNetwork": true})))?;
     namespace.counter("counter", "node1")?;
-    wait_until_it_runs(&namespace, "hostnet")?;
+    namespace.wait_for_pod("hostnet")?;
     let status = namespace.take("hostnet", json!({"sourcePodName": "hostnet"}))?;
     assert_ready("node1", &status)?;
     namespace.assert_source_went_on("hostnet", "main")?;
@@ -232,7 +219,7 @@ fn what_criu_cannot_save_is_named_with_the_stage_and_the_whole_log() -> Result<(
     namespace.manifest("v1", "Pod", "packet", pod(&packet, &json!({})))?;
     namespace.manifest("v1", "Pod", "tcp", pod(&tcp, &json!({})))?;
     for name in ["packet", "tcp"] {
-        wait_until_it_runs(&namespace, name)?;
+        namespace.wait_for_pod(name)?;
         namespace.count(name, "main")?;
     }
     eventually(Duration::from_secs(10), || {
@@ -385,7 +372,6 @@ fn helm(arguments: &[&str]) -> Result<()> {
 fn an_agent_whose_image_does_not_exist_is_said_at_once_and_not_waited_for() -> Result<()> {
     let namespace = Namespace::new("no-image")?;
     namespace.counter("counter", "node1")?;
-    without_agents()?;
     let _undo = Undo(|| {
         let _ = helm(&[
             "rollback",
@@ -413,6 +399,8 @@ fn an_agent_whose_image_does_not_exist_is_said_at_once_and_not_waited_for() -> R
         ]
         .concat(),
     )?;
+    // Only now: until then one may still be started with the old image for what other tests have left to be deleted.
+    without_agents()?;
     let begun = Instant::now();
     let status = namespace.take("first", json!({"sourcePodName": "counter"}))?;
     assert_failed(&status, "StartAgent", "AgentImageUnavailable");
@@ -538,7 +526,7 @@ fn a_node_without_criu_without_its_runtimes_socket_or_with_a_runtime_that_has_no
     // On node2: crun wants nothing to do with both cgroup versions at once.
     let spec = json!({"runtimeClassName": "e2e-crun", "nodeName": "node2"});
     namespace.manifest("v1", "Pod", "crun", pod(COUNT, &spec))?;
-    wait_until_it_runs(&namespace, "crun")?;
+    namespace.wait_for_pod("crun")?;
     let methods = ["CRI", "Direct"];
     for method in methods {
         let name = format!("crun-{}", method.to_lowercase());
