@@ -522,7 +522,7 @@ pub struct Patch {
     pub after: String,
     /// What the change exposes while it lasts.
     pub exposes: String,
-    /// Seconds that it lasts at most: until the checkpoint's deadline.
+    /// Seconds that it lasts at most: until the checkpoint's deadline. 0: for as long as the object exists.
     pub at_most_seconds: i32,
     /// When it was changed; absent for a plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -555,6 +555,8 @@ pub enum PatchKind {
     Freezer,
     /// A module that the kernel lacks is loaded, and unloaded afterwards if nothing uses it.
     KernelModule,
+    /// A seccomp profile without a listener is written for the pod's next start, and kept for as long as the object exists.
+    Seccomp,
     /// SELinux' boolean deny_ptrace is turned off.
     #[serde(rename = "SELinux")]
     Selinux,
@@ -564,10 +566,11 @@ pub enum PatchKind {
 
 impl PatchKind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::AppArmor,
         Self::Freezer,
         Self::KernelModule,
+        Self::Seccomp,
         Self::Selinux,
         Self::Yama,
     ];
@@ -578,6 +581,7 @@ impl PatchKind {
             Self::AppArmor => "AppArmor",
             Self::Freezer => "Freezer",
             Self::KernelModule => "KernelModule",
+            Self::Seccomp => "Seccomp",
             Self::Selinux => "SELinux",
             Self::Yama => "Yama",
         }
@@ -595,8 +599,17 @@ impl std::str::FromStr for PatchKind {
 }
 
 impl Patch {
-    /// It has been made and not been put back.
+    /// It has been made and not been put back, and has to be.
     pub fn is_open(&self) -> bool {
+        self.is_made() && self.kind != PatchKind::Seccomp
+    }
+
+    /// It is a profile for the pod's next start, which stays for as long as its object.
+    pub fn is_kept(&self) -> bool {
+        self.is_made() && self.kind == PatchKind::Seccomp
+    }
+
+    fn is_made(&self) -> bool {
         self.applied_time.is_some() && self.reverted_time.is_none()
     }
 }
@@ -666,8 +679,16 @@ impl PodCheckpoint {
 
     /// Whether a setting of the node is still changed for this object, as far as its status says.
     pub fn has_open_patches(&self) -> bool {
-        let patches = self.status.as_ref().map_or(&[][..], |status| &status.patches);
-        patches.iter().any(Patch::is_open)
+        self.patches().iter().any(Patch::is_open)
+    }
+
+    /// Whether a profile for the pod's next start lies on the node for as long as this object exists.
+    pub fn keeps_a_profile(&self) -> bool {
+        self.patches().iter().any(Patch::is_kept)
+    }
+
+    fn patches(&self) -> &[Patch] {
+        self.status.as_ref().map_or(&[][..], |status| &status.patches)
     }
 
     /// Whether the object has finished: Ready or Stalled is True. Nothing may change the outcome afterwards.

@@ -150,6 +150,11 @@ reasons! {
             "status.patches has each setting, its value before and after, and when it was changed and put back.",
             "",
         }
+        ProfileForNextStart {
+            "What stands in the way is a filter that a running process cannot lose. A seccomp profile without it is on the node for the pod's next start, and stays for as long as this PodCheckpoint exists.",
+            "status.patches names the profile and the system calls that it allows; the message has the part of the manifest that uses it.",
+            "Start the pod again on the same node with the part of the manifest that the message has, and create another PodCheckpoint.",
+        }
         PatchIneffective {
             "The setting was changed and ptrace still did not work, so it was put back at once.",
             "PtraceValidated has the cause that remained.",
@@ -573,7 +578,7 @@ reasons! {
         SeccompListenerNotRestorable {
             "The target's seccomp filter asks a listener. The dump works, but a restored process has no listener, and every call that the filter asks about gives ENOSYS.",
             "A filter of the target returns SECCOMP_RET_USER_NOTIF.",
-            "Run the pod with a seccomp profile without SCMP_ACT_NOTIFY, or set allowDegraded if the restored process can live without those calls.",
+            "Run the pod with a seccomp profile without SCMP_ACT_NOTIFY (`securityPatches: Temporary` writes one to the node), or set allowDegraded if the restored process can live without those calls.",
             confirm: "`podcheckpoint-probe --pid PID`",
             affects: "The next start of the pod.",
         }

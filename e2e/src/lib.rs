@@ -116,13 +116,11 @@ pub fn cut_power(node: &str) -> Result<()> {
 /// # Errors
 /// When it has not been built, or cannot be written.
 pub fn put_program(node: &str, name: &str, folder: &str) -> Result<()> {
-    // Tests are in target/TRIPLE/PROFILE/deps, programs one above.
+    // Programs are in target/TRIPLE/PROFILE, tests one below.
     let own = std::env::current_exe()?;
-    let built = own
-        .ancestors()
-        .nth(2)
-        .context("no folder of programs")?
-        .join(name);
+    let built = own.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let built = built.into_iter().find(|path| path.exists());
+    let built = built.with_context(|| format!("{name} has not been built"))?;
     // Symbols are half of a debug build, and node2 is slow. strip wants an output that it can seek in.
     let stripped = built.with_extension("stripped");
     let status = Command::new("strip")

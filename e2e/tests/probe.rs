@@ -36,7 +36,7 @@ fn fixture_pod(namespace: &Namespace, node: &str, mode: &str) -> Result<()> {
 
 /// The fixture has said on its standard output that its cause is there.
 fn ready(namespace: &Namespace, pod: &str) -> Result<()> {
-    eventually(Duration::from_secs(60), || {
+    eventually(Duration::from_secs(180), || {
         let log = kubectl(&["-n", &namespace.0, "logs", pod])?;
         ensure!(log.starts_with("ready"), "{pod} says {log:?}");
         Ok(())

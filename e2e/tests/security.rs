@@ -13,7 +13,7 @@ use podcheckpoint_e2e::scenario::{
     COUNT, IMAGE, KIND, Namespace, Undo, archive, assert_condition, assert_described_as, assert_failed,
     assert_ready, assert_restores, document, without_agents,
 };
-use podcheckpoint_e2e::{eventually, get, kubectl, kubectl_refused, on_node};
+use podcheckpoint_e2e::{eventually, get, kubectl, kubectl_refused, on_node, uid};
 use serde_json::{Value, json};
 
 /// A pod of a counter that somebody has frozen. Thawed when the test ends, so that it can be deleted.
@@ -152,6 +152,7 @@ fn described(namespace: &Namespace, name: &str) -> Result<String> {
 fn thawed_for_the_checkpoint(node: &'static str) -> Result<()> {
     let namespace = Namespace::new(&format!("thaw-{node}"))?;
     let frozen = Frozen::new(&namespace, node, "counter")?;
+    let before = security_state(node)?;
 
     let never = frozen.take("never", "Never")?;
     assert_condition(&never, "Stalled", "True", "TargetFrozen");
@@ -206,6 +207,7 @@ fn thawed_for_the_checkpoint(node: &'static str) -> Result<()> {
         assert_described_as(&namespace.0, "temporary", "security-temporary")?;
     }
     assert_nothing_in_force(node)?;
+    assert_security_state(node, &before)?;
     assert_restores(node, &archive(&status, "main"), &format!("thawed-{node}"), 1)?;
     frozen.set(false)?;
     namespace.assert_source_went_on("counter", "main")
@@ -234,12 +236,13 @@ fn a_patch_that_does_not_help_is_put_back_and_the_rest_is_said() -> Result<()> {
     frozen.set(false)?;
     on_node("node1", &format!("kill -STOP {pid}; sleep 0.2"))?;
     frozen.set(true)?;
+    let before = security_state("node1")?;
     let outcome = frozen.take("first", "Temporary").and_then(|status| {
         assert_condition(&status, "Stalled", "True", "TargetStopped");
         assert_condition(&status, "SecurityPrepared", "False", "PatchIneffective");
         assert_condition(&status, "SecurityRestored", "True", "PatchesReverted");
         ensure!(frozen.is_frozen()?, "it was not frozen again");
-        Ok(())
+        assert_security_state("node1", &before)
     });
     frozen.set(false)?;
     on_node("node1", &format!("kill -CONT {pid}"))?;
@@ -321,6 +324,7 @@ fn who_may_checkpoint_may_not_by_that_loosen_a_node() -> Result<()> {
 fn a_change_survives_the_agents_death_in_no_case() -> Result<()> {
     let namespace = Namespace::new("patch-killed")?;
     let frozen = Frozen::new(&namespace, "node1", "counter")?;
+    let before = security_state("node1")?;
     frozen.take("warm", "Plan")?;
     // At moments that spread over the whole of an operation.
     for (number, after) in [5_u32, 60, 120, 200, 300, 450, 700].into_iter().enumerate() {
@@ -369,6 +373,7 @@ fn a_change_survives_the_agents_death_in_no_case() -> Result<()> {
         );
     }
     assert_nothing_in_force("node1")?;
+    assert_security_state("node1", &before)?;
     frozen.set(false)?;
     namespace.assert_source_went_on("counter", "main")
 }
@@ -387,11 +392,13 @@ const STRICT: &str = "
   /usr/** mr,
 ";
 
+fn profile_text(name: &str, rules: &str) -> String {
+    format!("abi <abi/4.0>,\nprofile \"{name}\" flags=(attach_disconnected,mediate_deleted) {{{rules}}}\n")
+}
+
 /// Loads a profile on node2, and removes it when the test ends.
 fn profile(name: &str, rules: &str) -> Result<Undo<impl FnMut()>> {
-    let text = format!(
-        "abi <abi/4.0>,\nprofile \"{name}\" flags=(attach_disconnected,mediate_deleted) {{{rules}}}\n"
-    );
+    let text = profile_text(name, rules);
     podcheckpoint_e2e::on_node_with("node2", "apparmor_parser --skip-cache --replace", text.as_bytes())?;
     let name = name.to_owned();
     Ok(Undo(move || {
@@ -409,15 +416,7 @@ fn confined(namespace: &Namespace, pod: &str, profile: &str, script: &str) -> Re
                         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}],
         "volumes": [{"name": "tmp", "emptyDir": {}}],
     }))?;
-    kubectl(&[
-        "-n",
-        &namespace.0,
-        "wait",
-        "--for=condition=Ready",
-        &format!("pod/{pod}"),
-        "--timeout=180s",
-    ])
-    .map(drop)
+    namespace.wait_for_pod(pod)
 }
 
 #[test]
@@ -461,6 +460,154 @@ fn an_apparmor_profile_that_stops_criu_is_named_before_the_dump_and_complains_on
     assert_security_state("node2", &before)?;
     assert_nothing_in_force("node2")?;
     namespace.assert_source_went_on("strict", "main")
+}
+
+#[test]
+fn a_profile_that_somebody_else_loads_in_the_middle_stays_theirs_and_both_values_are_named() -> Result<()> {
+    const FILLED: &str = "dd if=/dev/urandom of=/dev/shm/x bs=1M count=60 2>/dev/null";
+    let namespace = Namespace::new("others")?;
+    let name = "e2e-others";
+    let _profile = profile(name, STRICT)?;
+    confined(&namespace, "strict", name, &format!("{FILLED}; {COUNT}"))?;
+    eventually(Duration::from_secs(60), || namespace.count("strict", "main"))?;
+    // Compiled beforehand: it is loaded in the moment in which the checkpoint has the profile complain.
+    let theirs = profile_text(
+        name,
+        &format!("{STRICT}  network unix,\n  /proc/ r,\n  /proc/** r,\n"),
+    );
+    let compile = "cat > /run/theirs && apparmor_parser --skip-cache -o /run/theirs.bin /run/theirs";
+    podcheckpoint_e2e::on_node_with("node2", compile, theirs.as_bytes())?;
+    let load = format!(
+        "for i in $(seq 3000); do
+           if grep -q '^{name} (complain)' /sys/kernel/security/apparmor/profiles; then
+             cat /run/theirs.bin > /sys/kernel/security/apparmor/.replace; exit; fi; sleep 0.02; done; exit 1"
+    );
+    let somebody = std::thread::spawn(move || on_node("node2", &load));
+    let spec = json!({"sourcePodName": "strict", "securityPatches": "Temporary"});
+    let (checkpoint, status) = take_patiently(&namespace, "first", &spec)?;
+    somebody
+        .join()
+        .map_err(|_| anyhow::anyhow!("the other party did not load its profile"))??;
+    assert_condition(&status, "SecurityRestored", "False", "ChangedByOthers");
+    ensure!(status["patches"][0]["outcome"] == "ChangedByOthers", "{status:#}");
+    ensure!(security_state("node2")?.contains("apparmor e2e-others enforce"));
+    assert_nothing_in_force("node2")?;
+    let text = described(&namespace, &checkpoint)?;
+    for words in [
+        "was enforce, policy",
+        "the checkpoint made it complain, policy",
+        "somebody else made it enforce, policy",
+    ] {
+        ensure!(text.contains(words), "no {words:?} in\n{text}");
+    }
+    namespace.assert_source_went_on("strict", "main")
+}
+
+#[test]
+fn checkpoints_that_need_the_same_profile_at_once_share_the_change_and_the_last_puts_it_back() -> Result<()> {
+    const PODS: [&str; 3] = ["a", "b", "c"];
+    let namespace = Namespace::new("shared")?;
+    let _profile = profile("e2e-shared", STRICT)?;
+    for pod in PODS {
+        confined(&namespace, pod, "e2e-shared", COUNT)?;
+    }
+    let before = security_state("node2")?;
+    let ended = std::thread::scope(|scope| {
+        let take = |pod: &'static str| {
+            let spec = json!({"sourcePodName": pod, "securityPatches": "Temporary"});
+            take_patiently(&namespace, pod, &spec)
+        };
+        let all: Vec<_> = PODS.map(|pod| scope.spawn(move || take(pod))).into();
+        all.into_iter().map(|one| one.join()).collect::<Vec<_>>()
+    });
+    let mut outcomes = Vec::new();
+    for one in ended {
+        let (_, status) = one.map_err(|_| anyhow::anyhow!("a checkpoint's thread"))??;
+        assert_ready("node2", &status)?;
+        assert_condition(&status, "SecurityPrepared", "True", "Patched");
+        outcomes.push(status["patches"][0]["outcome"].clone());
+    }
+    ensure!(outcomes.contains(&"Restored".into()), "{outcomes:?}");
+    ensure!(outcomes.contains(&"Shared".into()), "{outcomes:?}");
+    assert_security_state("node2", &before)?;
+    assert_nothing_in_force("node2")?;
+    PODS.iter()
+        .try_for_each(|pod| namespace.assert_source_went_on(pod, "main"))
+}
+
+/// A profile whose listener is asked about mknod. A file descriptor that is received as nothing is closed: the listener is
+/// gone as soon as the container has it.
+fn asking_profile() -> Result<Undo<impl FnMut()>> {
+    on_node(
+        "node1",
+        r#"mkdir -p /var/lib/kubelet/seccomp
+           echo '{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/e2e-seccomp.sock",
+                  "syscalls": [{"names": ["mknod", "mknodat"], "action": "SCMP_ACT_NOTIFY"}]}' > /var/lib/kubelet/seccomp/e2e-asks.json
+           setsid perl -MIO::Socket::UNIX -e '
+             $s = IO::Socket::UNIX->new(Local => "/run/e2e-seccomp.sock", Listen => 5) or die $!;
+             while ($c = $s->accept) { 1 while sysread $c, $x, 4096 }' < /dev/null > /dev/null 2>&1 &
+           echo $! > /run/e2e-seccomp.pid"#,
+    )?;
+    Ok(Undo(|| {
+        let _ = on_node(
+            "node1",
+            "kill $(cat /run/e2e-seccomp.pid); rm -f /run/e2e-seccomp.* /var/lib/kubelet/seccomp/e2e-asks.json",
+        );
+    }))
+}
+
+/// A pod of a counter on node1 with a Localhost profile.
+fn filtered(namespace: &Namespace, pod: &str, profile: &str) -> Result<()> {
+    namespace.manifest("v1", "Pod", pod, json!({
+        "nodeName": "node1", "terminationGracePeriodSeconds": 0,
+        "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": ["sh", "-c", COUNT],
+                        "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": profile}}}],
+    }))?;
+    namespace.wait_for_pod(pod)
+}
+
+#[test]
+fn a_filter_that_asks_a_listener_gets_a_profile_without_it_for_the_next_start() -> Result<()> {
+    const OURS: &str = "/var/lib/kubelet/seccomp/podcheckpoint";
+    let namespace = Namespace::new("seccomp")?;
+    let _profile = asking_profile()?;
+    filtered(&namespace, "asks", "e2e-asks.json")?;
+    let before = security_state("node1")?;
+    let take = |name: &str, mode: &str| {
+        let status = namespace.take(name, json!({"sourcePodName": "asks", "securityPatches": mode}))?;
+        assert_failed(&status, "ValidatePtrace", "SeccompListenerNotRestorable");
+        assert_condition(&status, "SecurityRestored", "True", "NotNeeded");
+        anyhow::Ok(status)
+    };
+    assert_condition(
+        &take("never", "Never")?,
+        "SecurityPrepared",
+        "False",
+        "PatchNotRequested",
+    );
+    let plan = take("plan", "Plan")?;
+    assert_condition(&plan, "SecurityPrepared", "False", "PatchPlanned");
+    ensure!(plan["patches"][0]["appliedTime"].is_null(), "{plan:#}");
+    assert_security_state("node1", &before)?;
+
+    let status = take("temporary", "Temporary")?;
+    assert_condition(&status, "SecurityPrepared", "False", "ProfileForNextStart");
+    assert_described_as(&namespace.0, "temporary", "security-next-start")?;
+    let profile = format!(
+        "podcheckpoint/{}/main.json",
+        uid(&namespace.0, KIND, "temporary")?
+    );
+    filtered(&namespace, "next", &profile)?;
+    let next = namespace.take("next", json!({"sourcePodName": "next"}))?;
+    assert_ready("node1", &next)?;
+
+    // It stays for as long as its object, whoever runs the agent.
+    without_agents()?;
+    on_node("node1", &format!("test -s /var/lib/kubelet/seccomp/{profile}"))?;
+    kubectl(&["-n", &namespace.0, "delete", KIND, "temporary", "--timeout=60s"])?;
+    on_node("node1", &format!("! test -e {OURS}"))?;
+    assert_security_state("node1", &before)?;
+    namespace.assert_source_went_on("asks", "main")
 }
 
 #[test]

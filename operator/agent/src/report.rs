@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use podcheckpoint_crds::conditions::{self, Verdict};
 use podcheckpoint_crds::{
-    AGENT_MANAGER, ArchiveState, ConditionType, Failure, PodCheckpoint, PodCheckpointStatus, Reason, Step,
+    AGENT_MANAGER, ArchiveState, ConditionType, Failure, PatchOutcome, PodCheckpoint, PodCheckpointStatus,
+    Reason, Step,
 };
 use serde_json::json;
 
@@ -100,6 +102,15 @@ impl Report {
     /// Whether there is something of this operation on disk.
     pub fn archive_state(&mut self, state: ArchiveState) {
         self.status.archive_state = Some(state);
+    }
+
+    /// The profiles for the pod's next start are gone with their object.
+    pub fn profiles_removed(&mut self) {
+        let now = Time(Timestamp::now());
+        for patch in self.status.patches.iter_mut().filter(|patch| patch.is_kept()) {
+            patch.reverted_time = Some(now.clone());
+            patch.outcome = Some(PatchOutcome::Restored);
+        }
     }
 
     /// Applies the report, trying again for as long as the API server cannot be reached; the object as it is then.

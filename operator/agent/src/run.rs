@@ -117,7 +117,7 @@ pub fn decide(object: &PodCheckpoint, known: Known) -> Decision {
     }
     if deleting {
         let gone = matches!(state, None | Some(ArchiveState::Nothing | ArchiveState::Deleted));
-        return if gone || keep {
+        return if (gone && !object.keeps_a_profile()) || keep {
             Decision::Ignore
         } else {
             Decision::Delete
@@ -386,13 +386,10 @@ impl Agent {
     /// After a whole list: archives whose objects went away while no agent was here.
     fn sweep(&mut self) {
         self.concluded.retain(|uid| self.listed.contains(uid));
-        let Ok(folders) = std::fs::read_dir(self.context.archive_root.join("checkpoints")) else {
-            return;
-        };
-        for uid in folders
-            .flatten()
-            .filter_map(|folder| folder.file_name().into_string().ok())
-        {
+        let folders = std::fs::read_dir(self.context.archive_root.join("checkpoints"));
+        let folders = folders.into_iter().flatten().flatten();
+        let archives = folders.filter_map(|folder| folder.file_name().into_string().ok());
+        for uid in archives.chain(self.context.security.profiles().uids()) {
             if !self.listed.contains(&uid) && !self.running.contains_key(&uid) {
                 self.remove_orphan(uid);
             }
@@ -402,6 +399,9 @@ impl Agent {
 
 /// Deletes what is left of an object that is gone, unless its archive is complete and to be kept.
 fn remove_orphan(context: &Context, uid: &str) {
+    if let Err(error) = context.security.profiles().remove(uid) {
+        tracing::error!(%error, uid, "a seccomp profile of an object that is gone is still there");
+    }
     let folder = context.folder(uid);
     if keeps(&folder) {
         return;
@@ -492,8 +492,21 @@ async fn carry_out(
                 return false;
             }
             take_over(object, &mut report);
+            if object.keeps_a_profile() {
+                let (profiles, of) = (context.security.profiles().clone(), uid.clone());
+                match aside(move || profiles.remove(&of)).await {
+                    Some(Ok(())) => report.profiles_removed(),
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "a seccomp profile is not deleted");
+                        return false;
+                    }
+                    None => return false,
+                }
+            }
             report.status.checkpoint_location = None;
-            report.archive_state(ArchiveState::Deleted);
+            if report.status.archive_state != Some(ArchiveState::Nothing) {
+                report.archive_state(ArchiveState::Deleted);
+            }
         }
     }
     deliver(client, context, object, &report).await
@@ -619,6 +632,7 @@ async fn deliver(client: &Client, context: &Context, object: &PodCheckpoint, rep
 mod tests {
     use super::*;
     use podcheckpoint_crds::{PodCheckpointSpec, PodCheckpointStatus};
+    use serde_json::json;
 
     fn object(state: Option<ArchiveState>, deleting: bool) -> PodCheckpoint {
         let mut object = PodCheckpoint::new("a", PodCheckpointSpec::default());
@@ -632,6 +646,24 @@ mod tests {
                 Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
         }
         object
+    }
+
+    #[test]
+    fn a_profile_for_the_next_start_is_deleted_with_its_object_and_not_before() {
+        let kept = |deleting| {
+            let mut object = object(Some(ArchiveState::Nothing), deleting);
+            let patch = json!({"kind": "Seccomp", "setting": "x", "scope": "x", "before": "x", "after": "x", "exposes": "x",
+                               "atMostSeconds": 0, "appliedTime": "2026-01-01T00:00:00Z"});
+            object.status.as_mut().unwrap().patches = vec![serde_json::from_value(patch).unwrap()];
+            object
+        };
+        assert_eq!(decide(&kept(true), Known::default()), Decision::Delete);
+        assert_eq!(decide(&kept(false), Known::default()), Decision::Ignore);
+        let mut gone = kept(true);
+        gone.status.as_mut().unwrap().patches[0].reverted_time = Some(
+            k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
+        );
+        assert_eq!(decide(&gone, Known::default()), Decision::Ignore);
     }
 
     #[test]

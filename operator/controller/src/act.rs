@@ -272,9 +272,13 @@ fn kube_events(object: &PodCheckpoint, event: &Event) -> Vec<(KubeEvent, ObjectR
             let (type_, reason, note) = if *reverted {
                 ended(patch, &whom)
             } else {
+                let lasts = match patch.at_most_seconds {
+                    0 => "until that is deleted".to_owned(),
+                    seconds => format!("for at most {seconds} s"),
+                };
                 let note = format!(
-                    "{} was changed from {} to {} for {whom}, for at most {} s: {}",
-                    patch.setting, patch.before, patch.after, patch.at_most_seconds, patch.exposes
+                    "{} was changed from {} to {} for {whom}, {lasts}: {}",
+                    patch.setting, patch.before, patch.after, patch.exposes
                 );
                 (EventType::Warning, "NodeSecurityPatched", note)
             };

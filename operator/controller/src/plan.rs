@@ -160,7 +160,7 @@ fn patch_events(object: &PodCheckpoint) -> impl Iterator<Item = Event> {
                 reverted,
             };
             let changed = (!ended).then(|| event(false));
-            let back = (!patch.is_open()).then(|| event(true));
+            let back = patch.reverted_time.is_some().then(|| event(true));
             changed.into_iter().chain(back)
         })
 }
@@ -477,7 +477,7 @@ fn deletion(world: &World, now: Timestamp) -> Plan {
     let asked = object.metadata.deletion_timestamp.as_ref().map_or(now, |t| t.0);
     let limit = asked + DELETION_LIMIT;
     // What an agent cannot delete now, the next one on the node deletes when it starts.
-    let nothing_to_do = nothing_to_delete(object) && !object.has_open_patches();
+    let nothing_to_do = nothing_to_delete(object) && !object.has_open_patches() && !object.keeps_a_profile();
     if nothing_to_do || now >= limit || world.node.is_none() {
         return Plan::just(vec![Action::RemoveFinalizer]);
     }

@@ -618,6 +618,28 @@ fn deletion_waits_for_the_agent_to_delete_the_archive() {
 }
 
 #[test]
+fn deletion_waits_for_the_agent_to_delete_a_profile_for_the_next_start() {
+    let mut world = finished_world();
+    let status = world.object.status.as_mut().unwrap();
+    status.archive_state = Some(ArchiveState::Nothing);
+    let profile = serde_json::json!({
+        "kind": "Seccomp", "setting": "x", "scope": "x", "before": "x", "after": "x", "exposes": "x", "atMostSeconds": 0,
+        "appliedTime": "2026-01-01T00:00:00Z",
+    });
+    status.patches = vec![serde_json::from_value(profile).unwrap()];
+    assert!(
+        plan(&world, at(9))
+            .actions
+            .iter()
+            .all(|action| *action != ensure_agent())
+    );
+    deleting(&mut world);
+    assert!(plan(&world, at(11)).actions.contains(&ensure_agent()));
+    world.object.status.as_mut().unwrap().patches[0].reverted_time = Some(Time(at(12)));
+    assert!(plan(&world, at(12)).actions.contains(&Action::RemoveFinalizer));
+}
+
+#[test]
 fn deletion_completes_when_the_node_is_gone_and_when_no_agent_answers() {
     let mut world = finished_world();
     deleting(&mut world);

@@ -175,7 +175,8 @@ fn slim(object: &mut PodCheckpoint) {
     }
     let Some(status) = &mut object.status else { return };
     status.findings = Vec::new();
-    status.patches = Vec::new();
+    // What was changed has to be put back, or deleted with the object.
+    status.patches.retain(|patch| patch.applied_time.is_some());
     status.skipped_methods = Vec::new();
     status.checkpointed_containers = Vec::new();
     status.checkpoint_location = None;
@@ -284,6 +285,29 @@ mod tests {
         assert_eq!(Class::Transient.delay(0), Duration::from_millis(500));
         assert_eq!(Class::Transient.delay(1), Duration::from_secs(1));
         assert_eq!(Class::Transient.delay(1000), Duration::from_secs(60));
+    }
+
+    #[test]
+    fn what_was_changed_for_an_object_that_has_ended_is_remembered() {
+        let patch = |applied: Option<&str>| {
+            serde_json::json!({
+                "kind": "Freezer", "setting": "x", "scope": "x", "before": "x", "after": "x", "exposes": "x",
+                "atMostSeconds": 1, "appliedTime": applied,
+            })
+        };
+        let mut object: PodCheckpoint = serde_json::from_value(serde_json::json!({
+            "apiVersion": "podcheckpoint.dev/v1alpha1", "kind": "PodCheckpoint", "metadata": {"name": "a"},
+            "spec": {"sourcePodName": "a"},
+            "status": {
+                "conditions": [{"type": "Stalled", "status": "True", "reason": "AgentLost", "message": "x",
+                                "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+                "patches": [patch(None), patch(Some("2026-01-01T00:00:00Z"))],
+            },
+        }))
+        .unwrap();
+        slim(&mut object);
+        assert!(object.has_open_patches());
+        assert_eq!(object.status.unwrap().patches.len(), 1);
     }
 
     #[test]

@@ -7,7 +7,9 @@ pub mod apparmor;
 pub mod journal;
 pub mod kernelfs;
 pub mod module;
+mod nodefs;
 pub mod plan;
+pub mod seccomp;
 pub mod setting;
 
 use std::collections::HashMap;
@@ -22,6 +24,7 @@ use podcheckpoint_crds::{
 };
 
 use self::journal::{ChangeError, Entry, Holder, Outcome, PatchJournal, Reverted, describe};
+use self::seccomp::Profiles;
 use self::setting::Setting;
 use crate::node::release::{called_paused, correct_books, pause_again};
 use crate::node::watchdog;
@@ -33,6 +36,7 @@ pub struct Security {
     journal: PatchJournal,
     archive_root: PathBuf,
     allowed: Vec<PatchKind>,
+    profiles: Profiles,
     /// What an agent's start has put back, by the checkpoints that had needed it.
     recovered: Mutex<HashMap<String, Vec<Outcome>>>,
 }
@@ -55,6 +59,7 @@ impl Security {
             journal: PatchJournal::new(archive_root),
             archive_root: archive_root.to_owned(),
             allowed,
+            profiles: Profiles::default(),
             recovered: Mutex::default(),
         }
     }
@@ -64,22 +69,35 @@ impl Security {
     /// # Errors
     /// Why they may not.
     pub fn consent(&self, object: &PodCheckpoint, settings: &[Setting]) -> Result<(), Refusal> {
-        let (mode, seconds) = (object.spec.security_patches, object.spec.timeout_seconds);
+        let seconds = object.spec.timeout_seconds;
         let planned = |setting: &Setting| match setting.change() {
             Ok(change) => describe(setting, &change.before, &change.after, seconds),
             Err(error) => describe(setting, &format!("unknown: {error}"), setting.wanted(), seconds),
         };
-        let patches = settings.iter().map(planned).collect();
-        refusal(mode, object.spec.validate_only, &self.allowed, settings).map_or(
-            Ok(()),
-            |(reason, message)| {
-                Err(Refusal {
-                    reason,
-                    message,
-                    patches,
-                })
-            },
-        )
+        let changes: Vec<_> = settings.iter().map(|s| (s.kind(), s.name())).collect();
+        match self.refusal(object, &changes) {
+            None => Ok(()),
+            Some((reason, message)) => Err(Refusal {
+                reason,
+                message,
+                patches: settings.iter().map(planned).collect(),
+            }),
+        }
+    }
+
+    /// Why changes of these kinds and names are not made for an object, if they are not.
+    pub fn refusal(
+        &self,
+        object: &PodCheckpoint,
+        changes: &[(PatchKind, String)],
+    ) -> Option<(Reason, String)> {
+        let spec = &object.spec;
+        refusal(spec.security_patches, spec.validate_only, &self.allowed, changes)
+    }
+
+    /// The seccomp profiles for pods' next starts.
+    pub fn profiles(&self) -> &Profiles {
+        &self.profiles
     }
 
     /// Changes a setting for an object; it is in the journal before it is changed.
@@ -149,6 +167,11 @@ impl Security {
         joined.unwrap_or_else(|error| Err(ChangeError::Journal(std::io::Error::other(error))))
     }
 
+    /// Another number whenever this agent has changed a setting or put one back since.
+    pub fn generation(&self) -> u64 {
+        self.journal.generation()
+    }
+
     /// Puts back what an object needed.
     pub async fn release(self: &Arc<Self>, uid: &str, runtime_socket: &Path) -> Vec<Outcome> {
         let (this, uid) = (self.clone(), uid.to_owned());
@@ -212,9 +235,9 @@ fn refusal(
     mode: SecurityPatches,
     validate_only: bool,
     allowed: &[PatchKind],
-    settings: &[Setting],
+    changes: &[(PatchKind, String)],
 ) -> Option<(Reason, String)> {
-    let names: Vec<String> = settings.iter().map(Setting::name).collect();
+    let names: Vec<&str> = changes.iter().map(|(_, name)| name.as_str()).collect();
     let names = names.join(", ");
     if mode == SecurityPatches::Never {
         let message = format!("securityPatches is Never; Temporary would change {names}");
@@ -224,13 +247,10 @@ fn refusal(
         let message = format!("status.patches lists what would be changed: {names}");
         return Some((Reason::PatchPlanned, message));
     }
-    let forbidden = settings
-        .iter()
-        .find(|setting| !allowed.contains(&setting.kind()))?;
+    let (kind, name) = changes.iter().find(|(kind, _)| !allowed.contains(kind))?;
     let message = format!(
-        "the administrator does not allow changes of the kind {}: {}",
-        forbidden.kind().as_str(),
-        forbidden.name()
+        "the administrator does not allow changes of the kind {}: {name}",
+        kind.as_str()
     );
     Some((Reason::PatchForbidden, message))
 }
@@ -268,7 +288,7 @@ pub fn report_restored(report: &mut Report, outcomes: &[Outcome]) {
 fn restored(patches: &[Patch], outcomes: &[Outcome]) -> (Status, Reason, String) {
     let made = patches
         .iter()
-        .filter(|patch| patch.applied_time.is_some())
+        .filter(|patch| patch.applied_time.is_some() && !patch.is_kept())
         .count();
     if made == 0 && outcomes.is_empty() {
         return (Status::True, Reason::NotNeeded, "no setting was changed".into());
@@ -334,9 +354,9 @@ mod tests {
 
     #[test]
     fn a_kind_that_the_administrator_does_not_allow_is_never_changed() {
-        let settings = [Setting::DenyPtrace];
+        let changes = [(PatchKind::Selinux, "x".to_owned())];
         let ask =
-            |mode, allowed: &[PatchKind]| refusal(mode, false, allowed, &settings).map(|(reason, _)| reason);
+            |mode, allowed: &[PatchKind]| refusal(mode, false, allowed, &changes).map(|(reason, _)| reason);
         assert_eq!(
             ask(SecurityPatches::Temporary, &[PatchKind::Freezer]),
             Some(Reason::PatchForbidden)
@@ -358,7 +378,7 @@ mod tests {
             SecurityPatches::Temporary,
             true,
             &PatchKind::ALL,
-            &[Setting::PtraceScope],
+            &[(PatchKind::Yama, "x".to_owned())],
         );
         assert_eq!(planned.map(|(reason, _)| reason), Some(Reason::PatchPlanned));
     }

@@ -6,15 +6,15 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use rustix::system::{delete_module, finit_module};
 
 use super::kernelfs::KernelFs;
+use super::nodefs::{self, NODE_ROOT};
 
-/// The root folder of the node: that of its first process.
-const NODE_ROOT: &str = "/proc/1/root";
 /// The file is compressed, linux/module.h.
 const COMPRESSED: i32 = 4;
 /// Do not wait for users to leave, delete_module(2).
@@ -74,25 +74,13 @@ fn file_of<'a>(name: &str, index: &'a str) -> Option<&'a str> {
     })
 }
 
-/// A file of the node, of root's own, whatever links lead to it.
+/// A regular file of the node.
 fn open(path: &str) -> io::Result<OwnedFd> {
-    let root = rustix::fs::open(NODE_ROOT, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = openat2(
-        &root,
-        path,
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-        within,
-    )?;
-    let found = fstat(&file)?;
-    let roots = found.st_uid == 0 && found.st_mode & 0o022 == 0;
-    if roots && FileType::from_raw_mode(found.st_mode) == FileType::RegularFile {
+    let file = nodefs::open(Path::new(NODE_ROOT), path)?;
+    if FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::RegularFile {
         Ok(file)
     } else {
-        Err(io::Error::other(format!(
-            "{path} may be written by others than root"
-        )))
+        Err(io::Error::other(format!("{path} is no file")))
     }
 }
 
