@@ -3,6 +3,7 @@
 mod gvisor;
 mod inside;
 pub(crate) mod machine;
+mod next_start;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,8 @@ const WATCHDOG_GRACE: Duration = Duration::from_secs(2);
 const PROGRESS: Duration = Duration::from_secs(2);
 /// How long looking at the sandbox's processes may take: a process that hangs can make a look at it hang too.
 const RECOGNISE: Duration = Duration::from_secs(10);
+/// How often a proof is repeated since settings were changed during it.
+const PROOFS: usize = 20;
 /// How long the target may take to run again after the dump.
 const SETTLE: Duration = Duration::from_secs(5);
 /// How often the freezer is looked at during a dump, which is how exactly the frozen time is known.
@@ -264,10 +267,17 @@ async fn prepare(
 ) -> Result<(), Stop> {
     let mut changed: Vec<Setting> = Vec::new();
     let before = report.status.findings.len();
-    share(context, object, found, report, &mut changed).await?;
+    let mut again = PROOFS;
     loop {
+        let generation = context.security.generation();
+        share(context, object, found, report, &mut changed).await?;
         report.status.findings.truncate(before);
         let Err(refused) = prove(context, object, found, report).await else {
+            // It may have been proved with what another checkpoint had changed and has put back by now.
+            if context.security.generation() != generation && again > 0 {
+                again -= 1;
+                continue;
+            }
             if !changed.is_empty() {
                 let names: Vec<String> = changed.iter().map(Setting::name).collect();
                 let text = format!("for the time of the checkpoint: {}", names.join(", "));
@@ -280,6 +290,10 @@ async fn prepare(
             }
             return Ok(());
         };
+        if refused.stop.reason == Reason::SeccompListenerNotRestorable {
+            next_start::prepare(context, object, found, report).await;
+            return Err(refused.stop);
+        }
         let planned = wanted(context, object, found, &refused, &changed);
         let settings = planned.map_err(|refusal| unprepared(report, refusal, &refused.stop))?;
         for setting in settings {

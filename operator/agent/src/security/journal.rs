@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::jiff::Timestamp;
@@ -137,6 +138,8 @@ pub struct PatchJournal {
     boot: String,
     /// One change or revert at a time.
     turn: Mutex<()>,
+    /// How often a setting has been written.
+    writes: AtomicU64,
 }
 
 impl PatchJournal {
@@ -147,7 +150,21 @@ impl PatchJournal {
             folder: archive_root.join("patches"),
             boot: boot.trim().to_owned(),
             turn: Mutex::default(),
+            writes: AtomicU64::default(),
         }
+    }
+
+    /// Another number whenever a setting has been changed or put back since: what was proved before may not hold.
+    pub fn generation(&self) -> u64 {
+        self.writes.load(Ordering::SeqCst)
+    }
+
+    fn write_setting(&self, setting: &Setting, value: &str, kept: Option<&[u8]>) -> Result<(), SettingError> {
+        // Before and after: what is proved meanwhile is in doubt, too.
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        let result = setting.write(value, kept);
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        result
     }
 
     /// Changes a setting for a checkpoint, or shares a change that is in force. The entry is on disk before the setting is
@@ -183,7 +200,7 @@ impl PatchJournal {
             holders: vec![holder],
         };
         self.write(&entry).map_err(ChangeError::Journal)?;
-        match setting.write(&entry.after, change.kept.as_deref()) {
+        match self.write_setting(setting, &entry.after, change.kept.as_deref()) {
             Ok(()) => Ok(entry),
             Err(source) => {
                 // It may have been taken in part.
@@ -195,7 +212,7 @@ impl PatchJournal {
         }
     }
 
-    /// Shares the changes in force that a checkpoint may profit from: they must outlast it.
+    /// Shares the changes in force that a checkpoint may profit from, and does not share yet: they must outlast it.
     ///
     /// # Errors
     /// When one of them cannot be shared.
@@ -206,8 +223,9 @@ impl PatchJournal {
     ) -> Result<Vec<Entry>, ChangeError> {
         let _turn = self.turn();
         let entries = self.entries().into_iter();
+        let held = |entry: &Entry| entry.holders.iter().any(|other| other.uid == holder.uid);
         entries
-            .filter(|entry| wanted(&entry.setting))
+            .filter(|entry| wanted(&entry.setting) && !held(entry))
             .filter_map(|entry| match self.share(entry, holder.clone()) {
                 // Whether it is needed is not known yet; if so, changing it fails, and says why.
                 Err(error @ (ChangeError::Contended { .. } | ChangeError::Setting { .. })) => {
@@ -338,7 +356,7 @@ impl PatchJournal {
             return Reverted::ChangedByOthers { found: current };
         }
         let kept = fs::read(self.kept_path(&entry.setting)).ok();
-        match entry.setting.write(&entry.before, kept.as_deref()) {
+        match self.write_setting(&entry.setting, &entry.before, kept.as_deref()) {
             Ok(()) => Reverted::Restored,
             Err(SettingError::InUse) => Reverted::InUse,
             Err(error) => Reverted::Failed(error.to_string()),
