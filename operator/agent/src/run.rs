@@ -137,6 +137,8 @@ pub fn decide(object: &PodCheckpoint, known: Known) -> Decision {
 struct Running {
     /// The pod that it touches, and how; none when it only reports or deletes files.
     pod: Option<(String, Hold)>,
+    /// Fires when the pod is left: only the end has to be told then.
+    left: CancellationToken,
     cancel: CancellationToken,
 }
 
@@ -305,6 +307,7 @@ impl Agent {
             held: self
                 .running
                 .values()
+                .filter(|running| !running.left.is_cancelled())
                 .filter_map(|running| running.pod.as_ref())
                 .filter(|(held, _)| *held == pod)
                 .map(|(_, hold)| *hold)
@@ -351,17 +354,24 @@ impl Agent {
             }
             return;
         }
-        let cancel = CancellationToken::new();
+        let (cancel, left) = (CancellationToken::new(), CancellationToken::new());
         self.running.insert(
             uid.clone(),
             Running {
                 pod: decision.hold().map(|hold| (source_uid(&object), hold)),
+                left: left.clone(),
                 cancel: cancel.clone(),
             },
         );
         let (client, context) = (self.client.clone(), self.context.clone());
         self.work.spawn(async move {
-            let concluded = carry_out(decision, &client, &context, &object, &cancel).await;
+            let report = carry_out(decision, &client, &context, &object, &cancel).await;
+            // Whoever sees the end may begin the next checkpoint of the pod at once.
+            left.cancel();
+            let concluded = match report {
+                Some(report) => deliver(&client, &context, &object, &report).await,
+                None => false,
+            };
             (uid, concluded)
         });
     }
@@ -433,21 +443,21 @@ fn source_uid(object: &PodCheckpoint) -> String {
         .unwrap_or_default()
 }
 
-/// True when nothing is left to be done or said.
+/// What is to be said of it, if anything.
 async fn carry_out(
     decision: Decision,
     client: &Client,
     context: &Context,
     object: &PodCheckpoint,
     cancel: &CancellationToken,
-) -> bool {
+) -> Option<Report> {
     let uid = object.uid().unwrap_or_default();
     let mut report = Report::new(object);
     match decision {
-        Decision::Ignore | Decision::Wait | Decision::Cancel => return false,
+        Decision::Ignore | Decision::Wait | Decision::Cancel => return None,
         Decision::Begin => {
             if !announce(client, &mut report).await {
-                return false;
+                return None;
             }
             operation::run(client, context, object, &mut report, cancel).await;
             if report.status.archive_state == Some(ArchiveState::Present)
@@ -489,7 +499,7 @@ async fn carry_out(
             let folder = context.folder(&uid);
             if aside(move || remove_folder(&folder)).await.is_none() {
                 tracing::error!("the disk does not answer; the archive is not deleted");
-                return false;
+                return None;
             }
             take_over(object, &mut report);
             if object.keeps_a_profile() {
@@ -498,9 +508,9 @@ async fn carry_out(
                     Some(Ok(())) => report.profiles_removed(),
                     Some(Err(error)) => {
                         tracing::error!(%error, "a seccomp profile is not deleted");
-                        return false;
+                        return None;
                     }
-                    None => return false,
+                    None => return None,
                 }
             }
             report.status.checkpoint_location = None;
@@ -509,7 +519,7 @@ async fn carry_out(
             }
         }
     }
-    deliver(client, context, object, &report).await
+    Some(report)
 }
 
 /// Says that the operation begins, before anything is touched. False when the object is gone.
