@@ -467,10 +467,10 @@ reasons! {
         }
         SELinuxDenied {
             "SELinux denies the tracer to trace the target.",
-            "An AVC with `{ ptrace }` for the probe, or the boolean deny_ptrace is on while SELinux enforces.",
-            "Run the tracer as spc_t (`securityContext: {seLinuxOptions: {type: spc_t}}`); when the boolean is the cause, `setsebool deny_ptrace off` without -P for the time of the checkpoint.",
+            "SELinux enforces, and its policy, asked for the contexts of tracer and target, denies `process ptrace` (attaching) or `file read` (looking); where the kernel's log has it, the AVC for the probe.",
+            "Run the tracer as spc_t (`securityContext: {seLinuxOptions: {type: spc_t}}`); when the boolean is the cause, `setsebool deny_ptrace off` without -P for the time of the checkpoint; otherwise let the policy allow what it denies (`audit2allow -M NAME` of the AVC, `semodule -i NAME.pp`).",
             confirm: "`getsebool deny_ptrace; ausearch -m avc -ts recent | grep ptrace`",
-            affects: "The boolean: every domain on the node.",
+            affects: "The boolean: every domain on the node. A rule: the domain that it names.",
         }
         BpfLsmDenied {
             "A BPF program attached to the kernel's security hooks seems to deny ptrace; Tetragon and KubeArmor do such things.",

@@ -10,6 +10,7 @@ use crate::child;
 use crate::freezer::Freezer;
 use crate::observation::{Kernel, LsmProgram, Namesake, Process, Thread, Tracer, UserNamespace};
 use crate::proc::{self, Status};
+use crate::selinux::Selinux;
 use crate::sys;
 
 /// Bit of CAP_SYS_PTRACE, capabilities(7).
@@ -38,25 +39,18 @@ fn number(path: &str) -> Option<i32> {
 }
 
 /// The kernel's facts.
-pub fn kernel() -> Kernel {
+pub fn kernel(selinux: Option<&Selinux>) -> Kernel {
     let name = nix::sys::utsname::uname().ok();
     let of =
         |field: &dyn Fn(&nix::sys::utsname::UtsName) -> String| name.as_ref().map(field).unwrap_or_default();
-    let selinux = Path::new("/sys/fs/selinux").exists();
-    let flag = |path: &str| {
-        selinux
-            .then(|| text(path).map(|value| value.starts_with('1')))
-            .flatten()
-    };
     Kernel {
         release: of(&|n| n.release().to_string_lossy().into_owned()),
         machine: of(&|n| n.machine().to_string_lossy().into_owned()),
         lsm: security_modules(),
         yama: number("/proc/sys/kernel/yama/ptrace_scope"),
         lockdown: text("/sys/kernel/security/lockdown").and_then(|modes| selected(&modes)),
-        selinux_enforcing: flag("/sys/fs/selinux/enforce"),
-        // Current and pending value.
-        selinux_deny_ptrace: flag("/sys/fs/selinux/booleans/deny_ptrace"),
+        selinux_enforcing: selinux.and_then(Selinux::enforces),
+        selinux_deny_ptrace: selinux.and_then(Selinux::deny_ptrace),
         landlock_abi: sys::landlock_abi(),
         bpf_lsm: bpf_lsm(),
         features: features(),
@@ -126,8 +120,9 @@ fn features() -> std::collections::BTreeMap<String, bool> {
 }
 
 /// The probe as a tracer.
-pub fn tracer() -> Tracer {
+pub fn tracer(selinux: Option<&Selinux>) -> Tracer {
     let status = proc::status(std::process::id().cast_signed()).unwrap_or_default();
+    let label = label("self");
     Tracer {
         pid: std::process::id().cast_signed(),
         uid: status.uid,
@@ -137,7 +132,9 @@ pub fn tracer() -> Tracer {
         initial_process_namespace: fs::metadata("/proc/self/ns/pid")
             .ok()
             .map(|m| m.ino() == INITIAL_PROCESS_NAMESPACE),
-        label: label("self"),
+        // A child has its parent's context.
+        selinux_denies: denied(selinux, label.as_deref(), label.as_deref()),
+        label,
     }
 }
 
@@ -154,8 +151,13 @@ fn label(pid: &str) -> Option<String> {
         .filter(|label| !label.is_empty())
 }
 
+/// What SELinux' policy does not let a tracer do to a target.
+fn denied(selinux: Option<&Selinux>, tracer: Option<&str>, target: Option<&str>) -> Option<Vec<String>> {
+    selinux?.denied(tracer?, target?)
+}
+
 /// The processes of the targets: what was asked for, and everything below.
-pub fn processes(roots: &[i32]) -> Vec<Process> {
+pub fn processes(roots: &[i32], tracer: &Tracer, selinux: Option<&Selinux>) -> Vec<Process> {
     let mut pids: Vec<(i32, bool)> = Vec::new();
     for root in roots {
         // What the kernel's own threads have started is not the target.
@@ -166,9 +168,24 @@ pub fn processes(roots: &[i32]) -> Vec<Process> {
             }
         }
     }
-    pids.into_iter()
-        .filter_map(|(pid, root)| process(pid, root))
-        .collect()
+    let described = |(pid, root)| {
+        let process = process(pid, root)?;
+        Some(Process {
+            selinux_denies: denied(selinux, tracer.label.as_deref(), process.label.as_deref()),
+            ..process
+        })
+    };
+    pids.into_iter().filter_map(described).collect()
+}
+
+/// Targets about which root may not read: a security module hides them. Where only the kernel's own rights hide a process,
+/// the error is another one (hidepid, proc(5)).
+pub fn hidden(targets: &[i32]) -> Vec<i32> {
+    let denied = |pid: &i32| {
+        fs::File::open(format!("/proc/{pid}/status"))
+            .is_err_and(|error| error.raw_os_error() == Some(libc::EACCES))
+    };
+    targets.iter().copied().filter(denied).collect()
 }
 
 /// Who has the number of a target that is not there in a namespace of its own: it may have been read in a container.
@@ -210,6 +227,7 @@ fn process(pid: i32, root: bool) -> Option<Process> {
         user_namespace: user_namespace(pid),
         first_network: in_first_network(pid),
         label: label(&pid.to_string()),
+        selinux_denies: None,
         // Below the reader's namespace a session of 0 is one that was begun outside, credentials(7).
         session_outside: status.nested && status.session == Some(0),
         threads: tids.len(),

@@ -16,6 +16,7 @@ pub mod ladder;
 pub mod observation;
 pub mod proc;
 pub mod rungs;
+pub mod selinux;
 pub mod sys;
 pub mod verdict;
 pub mod wire;

@@ -18,6 +18,8 @@ pub struct Observations {
     pub targets: Vec<i32>,
     /// The target's processes, before anything was done to them.
     pub processes: Vec<Process>,
+    /// Targets that are there, and about which the probe may not read (EACCES).
+    pub hidden: Vec<i32>,
     /// Processes that are not a target, and have the number of one that is missing in a namespace of their own.
     pub namesakes: Vec<Namesake>,
     /// What was tried, in order.
@@ -90,6 +92,8 @@ pub struct Tracer {
     pub initial_process_namespace: Option<bool>,
     /// AppArmor or SELinux label.
     pub label: Option<String>,
+    /// What SELinux' policy does not let it do to a child of its own, `None` when it could not be asked.
+    pub selinux_denies: Option<Vec<String>>,
 }
 
 /// A process with another number in its own namespace.
@@ -130,6 +134,8 @@ pub struct Process {
     pub first_network: bool,
     /// AppArmor or SELinux label.
     pub label: Option<String>,
+    /// What SELinux' policy does not let the tracer do to it, `None` when it could not be asked.
+    pub selinux_denies: Option<Vec<String>>,
     /// Its session was begun outside its process namespace.
     pub session_outside: bool,
     /// Number of threads.

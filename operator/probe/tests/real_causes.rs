@@ -257,6 +257,55 @@ fn missing_for_bpf_lsm() -> Result<Option<String>> {
     Ok(refused.then(|| "a kernel that lets root load BPF programs of the type LSM".into()))
 }
 
+/// All that the probe has to say in a guest of a target that can be traced: the guest has no modules of its kernel.
+const NO_MODULES: &str = "KernelFeatureMissing";
+
+/// Name, state of SELinux as ENFORCE:DENY_PTRACE:TYPE of the target, reason, and words in the evidence.
+const UNDER_SELINUX: [(&str, &str, &str, &[&str]); 5] = [
+    (
+        "the_boolean_of_selinux_that_forbids_ptrace_is_named",
+        "1:1:base_t",
+        "SELinuxDenied",
+        &[
+            "EACCES",
+            "avc:  denied  { ptrace }",
+            "its policy denies process ptrace, deny_ptrace is on",
+            "tracer system_u:system_r:base_t:s0, target system_u:system_r:base_t:s0",
+        ],
+    ),
+    ("selinux_that_allows_it_passes", "1:0:base_t", NO_MODULES, &[]),
+    (
+        "a_rule_of_selinux_that_denies_a_type_is_named_and_not_the_boolean",
+        "1:0:guarded_t",
+        "SELinuxDenied",
+        &[
+            "EACCES",
+            "its policy denies process ptrace, deny_ptrace is off",
+            "target system_u:system_r:guarded_t:s0",
+        ],
+    ),
+    (
+        "a_rule_of_selinux_that_hides_a_type_is_named_and_not_the_boolean",
+        "1:0:hidden_t",
+        "SELinuxDenied",
+        &["status cannot be read: EACCES", "SELinux enforces"],
+    ),
+    ("selinux_that_only_logs_passes", "0:1:base_t", NO_MODULES, &[]),
+];
+
+#[test]
+fn selinux_is_named_with_what_its_policy_denies_and_only_where_it_does() -> Result<()> {
+    let states = UNDER_SELINUX.map(|(_, state, _, _)| state);
+    let Some(answers) = causes::guest::probe_under_selinux(&states)? else {
+        return Ok(());
+    };
+    for ((name, _, reason, words), answer) in UNDER_SELINUX.iter().zip(&answers) {
+        causes::record(name, &answer.report);
+        answer.assert_says(reason, words).context(*name)?;
+    }
+    Ok(())
+}
+
 // --- the target's side ---------------------------------------------------------------------------------------------
 
 #[test]

@@ -13,7 +13,7 @@ use crate::node::cgroup::{Freezer, Version};
 pub fn plan(cause: Reason, seen: &Observations, pod_uid: &str) -> Result<Vec<Setting>, &'static str> {
     match cause {
         Reason::TargetFrozen | Reason::TargetFrozenStopped => frozen(seen, pod_uid),
-        Reason::SELinuxDenied if seen.kernel.selinux_deny_ptrace == Some(true) => {
+        Reason::SELinuxDenied if seen.kernel.selinux_deny_ptrace == Some(true) && seen.hidden.is_empty() => {
             Ok(vec![Setting::DenyPtrace])
         }
         Reason::SELinuxDenied => Err(
@@ -274,5 +274,7 @@ mod tests {
             plan(Reason::SELinuxDenied, &seen, UID),
             Ok(vec![Setting::DenyPtrace])
         );
+        seen.hidden = vec![7];
+        assert!(plan(Reason::SELinuxDenied, &seen, UID).is_err());
     }
 }

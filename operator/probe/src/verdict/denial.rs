@@ -34,7 +34,7 @@ pub(super) fn denial(seen: &Observations, process: &Process, own: &[&Record], re
 }
 
 fn cause_of_denial(seen: &Observations, process: &Process, reading_denied: bool) -> (Reason, String) {
-    if let Some(found) = logged(seen) {
+    if let Some(found) = logged(seen, Some(process)) {
         return found;
     }
     let yama = seen.kernel.yama;
@@ -59,17 +59,43 @@ fn cause_of_denial(seen: &Observations, process: &Process, reading_denied: bool)
 }
 
 /// The kernel's own word for it.
-fn logged(seen: &Observations) -> Option<(Reason, String)> {
+fn logged(seen: &Observations, process: Option<&Process>) -> Option<(Reason, String)> {
     seen.denials.iter().find_map(|line| {
-        let reason = if line.contains("apparmor=\"DENIED\" operation=\"ptrace\"") {
-            Reason::AppArmorDenied
-        } else if line.contains("avc:") {
-            Reason::SELinuxDenied
-        } else {
-            return None;
-        };
-        Some((reason, format!("the kernel's log: {line}")))
+        let logged = format!("the kernel's log: {line}");
+        if line.contains("apparmor=\"DENIED\" operation=\"ptrace\"") {
+            return Some((Reason::AppArmorDenied, logged));
+        }
+        let words = || selinux(seen, process).map_or(String::new(), |words| format!("; {words}"));
+        line.contains("avc:")
+            .then(|| (Reason::SELinuxDenied, format!("{logged}{}", words())))
     })
+}
+
+/// What SELinux has to do with a denial; `None` when it is not in force, or its policy allows all that is asked for.
+fn selinux(seen: &Observations, process: Option<&Process>) -> Option<String> {
+    if seen.kernel.selinux_enforcing != Some(true) {
+        return None;
+    }
+    let tracer = &seen.tracer;
+    let (denies, theirs) = process.map_or((&tracer.selinux_denies, &tracer.label), |process| {
+        (&process.selinux_denies, &process.label)
+    });
+    let policy = match denies.as_deref() {
+        Some([]) => return None,
+        Some(denied) => format!("its policy denies {}", denied.join(" and ")),
+        None => "its policy could not be asked".to_owned(),
+    };
+    let boolean = match seen.kernel.selinux_deny_ptrace {
+        Some(true) => "deny_ptrace is on",
+        Some(false) => "deny_ptrace is off",
+        None => "it has no boolean deny_ptrace",
+    };
+    let label = |label: &Option<String>| label.clone().unwrap_or_else(|| "unknown".to_owned());
+    Some(format!(
+        "SELinux enforces, {policy}, {boolean}; tracer {}, target {}",
+        label(&tracer.label),
+        label(theirs)
+    ))
 }
 
 /// Without CAP_SYS_PTRACE over the target.
@@ -119,7 +145,7 @@ fn incapable(seen: &Observations, process: &Process, reading_denied: bool) -> Op
 
 /// A security module that may deny although nothing was logged, the most telling first.
 pub(super) fn security_module(seen: &Observations, process: Option<&Process>) -> Option<(Reason, String)> {
-    if let Some(found) = logged(seen) {
+    if let Some(found) = logged(seen, process) {
         return Some(found);
     }
     let kernel = &seen.kernel;
@@ -133,17 +159,10 @@ pub(super) fn security_module(seen: &Observations, process: Option<&Process>) ->
     let theirs = process
         .and_then(|process| process.label.as_deref())
         .unwrap_or("unknown");
-    if kernel.selinux_enforcing == Some(true) {
-        let boolean = if kernel.selinux_deny_ptrace == Some(true) {
-            "deny_ptrace is on"
-        } else {
-            "deny_ptrace is off"
-        };
+    if let Some(words) = selinux(seen, process) {
         return Some((
             Reason::SELinuxDenied,
-            format!(
-                "SELinux enforces, {boolean}; tracer {label}, target {theirs}; no denial was found in the kernel's log"
-            ),
+            format!("{words}; no denial was found in the kernel's log"),
         ));
     }
     if active("apparmor") && !label.starts_with("unconfined") {
@@ -210,6 +229,46 @@ pub(super) fn denies(errno: i32) -> bool {
 mod tests {
     use super::*;
     use crate::observation::LsmProgram;
+
+    /// As seen by a tracer that lacks nothing, on a target of which SELinux' policy denies this.
+    fn under_selinux(deny_ptrace: Option<bool>, denied: Option<&[&str]>) -> (Reason, String) {
+        let mut seen = Observations::default();
+        seen.kernel.selinux_enforcing = Some(true);
+        seen.kernel.selinux_deny_ptrace = deny_ptrace;
+        seen.tracer.capabilities = CAP_SYS_PTRACE;
+        seen.tracer.label = Some("a:b:spc_t:s0".into());
+        let denied = denied.map(|denied| denied.iter().map(|what| (*what).to_owned()).collect());
+        let process = Process {
+            label: Some("a:b:container_t:s0".into()),
+            selinux_denies: denied,
+            user_namespace: UserNamespace::Same,
+            ..Process::default()
+        };
+        cause_of_denial(&seen, &process, false)
+    }
+
+    #[test]
+    fn selinux_is_blamed_only_for_what_its_policy_denies() {
+        let (reason, why) = under_selinux(Some(true), Some(&["process ptrace"]));
+        assert_eq!(reason, Reason::SELinuxDenied);
+        assert!(why.contains("denies process ptrace, deny_ptrace is on"), "{why}");
+        assert!(
+            why.contains("tracer a:b:spc_t:s0, target a:b:container_t:s0"),
+            "{why}"
+        );
+        let (reason, _) = under_selinux(Some(true), Some(&[]));
+        assert_eq!(reason, Reason::PtraceDeniedUnexplained);
+    }
+
+    #[test]
+    fn selinux_that_cannot_be_asked_is_suspected() {
+        let (reason, why) = under_selinux(None, None);
+        assert_eq!(reason, Reason::SELinuxDenied);
+        assert!(
+            why.contains("could not be asked, it has no boolean deny_ptrace"),
+            "{why}"
+        );
+    }
 
     #[test]
     fn only_a_program_that_can_deny_ptrace_is_blamed() {

@@ -17,14 +17,28 @@ pub(super) fn missing_targets(seen: &Observations) -> Vec<Finding> {
         .filter(|pid| !seen.processes.iter().any(|process| process.pid == **pid));
     missing
         .map(|pid| {
-            fail(
-                "target",
-                Reason::TargetPidNotVisible,
-                Some(*pid),
-                not_visible(seen, *pid),
-            )
+            let (reason, why) = if seen.hidden.contains(pid) {
+                hidden(seen, *pid)
+            } else {
+                (Reason::TargetPidNotVisible, not_visible(seen, *pid))
+            };
+            fail("target", reason, Some(*pid), why)
         })
         .collect()
+}
+
+/// It is there, and what the kernel shows about it may not be read.
+fn hidden(seen: &Observations, pid: i32) -> (Reason, String) {
+    let evidence = format!("/proc/{pid}/status cannot be read: EACCES");
+    if seen.kernel.selinux_enforcing != Some(true) {
+        return (Reason::TargetPidNotVisible, evidence);
+    }
+    let label = seen.tracer.label.as_deref().unwrap_or("unknown");
+    let why = "its policy does not let the tracer look at the target, which no boolean deny_ptrace decides";
+    (
+        Reason::SELinuxDenied,
+        format!("{evidence}; SELinux enforces, and {why}; tracer {label}"),
+    )
 }
 
 /// Whether it is the probe that is in the wrong namespace, or the number that is of another one.

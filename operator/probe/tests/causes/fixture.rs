@@ -17,7 +17,7 @@
     reason = "only numbers and own buffers are passed to the kernel"
 )]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
@@ -89,6 +89,7 @@ fn target(progress: &str, mode: &str, rest: &[&str]) {
             child(loop_forever);
         }
         "mdwe" => assert_eq!(unsafe { libc::prctl(65, 1, 0, 0, 0) }, 0),
+        "selinux-type" => std::fs::write("/proc/self/attr/current", selinux_context(rest[0])).unwrap(),
         "vfork" => vfork_parent(progress),
         "process-namespace" => process_namespace(progress),
         "zombie-leader" => zombie_leader(progress),
@@ -372,16 +373,34 @@ fn trace(tid: i32) {
     loop_forever();
 }
 
-/// Runs the probe on a target in a guest, tells about both on the console, and ends the guest. The context is a word
-/// of the kernel's command line, which becomes its environment.
+/// Runs the probe on targets in a guest, tells about both on the console, and ends the guest. The contexts are a word of
+/// the kernel's command line, which becomes its environment.
 fn first_process() {
     for (kind, place) in [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (c"devtmpfs", c"/dev")] {
-        let result =
-            unsafe { libc::mount(kind.as_ptr(), place.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
-        assert_eq!(result, 0, "{place:?}");
+        mount_at(kind, place);
     }
+    for context in std::env::var("contexts").unwrap().split(',') {
+        run_probe(context);
+    }
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+}
+
+fn mount_at(kind: &CStr, place: &CStr) {
+    let result = unsafe { libc::mount(kind.as_ptr(), place.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    assert_eq!(result, 0, "{place:?}");
+}
+
+/// The context is one of the tracer, or `selinux:ENFORCE:DENY_PTRACE:TYPE`, the type being that of the target.
+fn run_probe(context: &str) {
+    let selinux = context.strip_prefix("selinux:").map(|words| {
+        let words: Vec<&str> = words.split(':').collect();
+        set_selinux(words[0], words[1]);
+        words[2]
+    });
+    let mode = selinux.map_or(vec!["plain"], |kind| vec!["selinux-type", kind]);
     let mut target = Command::new("/init")
-        .args(["target", "/progress", "plain"])
+        .args(["target", "/progress"])
+        .args(mode)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -390,11 +409,20 @@ fn first_process() {
         .read_line(&mut line)
         .unwrap();
     let pid = line.strip_prefix("ready ").unwrap().trim();
-    let context = std::env::var("context").unwrap();
-    let status = Command::new("/init")
-        .args(["under", &context, "/probe", "--json", "--pid", pid])
-        .status();
+    let probe = ["/probe", "--json", "--pid", pid];
+    let status = if selinux.is_some() {
+        Command::new(probe[0]).args(&probe[1..]).status()
+    } else {
+        Command::new("/init")
+            .args(["under", context])
+            .args(probe)
+            .status()
+    };
     println!("{status:?}");
+    if selinux.is_some() {
+        // So that this process may look, too.
+        set_selinux("0", "0");
+    }
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     println!("untraced {}", status.contains("TracerPid:\t0"));
     let progress = || std::fs::read_to_string("/progress").unwrap_or_default();
@@ -406,7 +434,24 @@ fn first_process() {
     });
     println!("goes on {on}");
     target.kill().and_then(|()| target.wait()).unwrap();
-    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+}
+
+/// A context of the policy in e2e/node/selinux.cil.
+fn selinux_context(kind: &str) -> String {
+    format!("system_u:system_r:{kind}:s0")
+}
+
+/// Loads the policy into the kernel, unless it is there, and sets what is to be set.
+fn set_selinux(enforce: &str, deny_ptrace: &str) {
+    let folder = std::path::Path::new("/sys/fs/selinux");
+    let write = |file: &str, bytes: &[u8]| std::fs::write(folder.join(file), bytes).expect(file);
+    if !folder.join("load").exists() {
+        mount_at(c"selinuxfs", c"/sys/fs/selinux");
+        write("load", &std::fs::read("/policy").unwrap());
+    }
+    write("booleans/deny_ptrace", deny_ptrace.as_bytes());
+    write("commit_pending_bools", b"1");
+    write("enforce", enforce.as_bytes());
 }
 
 // --- contexts of the tracer ----------------------------------------------------------------------------------------

@@ -274,19 +274,23 @@ pub fn probe(context: Option<&str>, arguments: &[&str]) -> Result<Answer> {
         .with_context(|| format!("no report: {}", String::from_utf8_lossy(&output.stderr)))?;
     let report: Value = serde_json::from_str(last)?;
     ensure!(report["event"] == "report", "no report: {last}");
-    record(&report);
+    record(&test_name(), &report);
     Ok(Answer { report, took })
 }
 
+/// The test that runs.
+fn test_name() -> String {
+    std::thread::current().name().unwrap_or("unnamed").to_owned()
+}
+
 /// Keeps what was seen as a case to replay, when asked to by RECORD_CASES; not what is large by its mere number.
-fn record(report: &Value) {
+pub fn record(name: &str, report: &Value) {
     if report["observations"]["processes"]
         .as_array()
         .is_some_and(|all| all.len() > 4)
     {
         return;
     }
-    let name = std::thread::current().name().unwrap_or("unnamed").to_owned();
     if std::env::var_os("RECORD_CASES").is_some() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/recorded")
