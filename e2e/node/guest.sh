@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# The second node: a virtual machine with a kernel of its own (cgroup v2, Yama, AppArmor). Sourced by e2e/cluster.
+# The second node: a virtual machine with a kernel of its own (cgroup v2, Yama, AppArmor or SELinux). Sourced by
+# e2e/cluster.
 # shellcheck disable=SC2154 # the variables are e2e/cluster's
 
 guest_address() { echo "10.89.$(slot).2"; }
@@ -36,7 +37,7 @@ guest_disk=$(part guest-disk "$guest_rootfs $kubernetes $containerd $(cat "$data
 $(declare -f make_guest_disk)")
 
 prepare_guest() {
-  need_packages qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs ssh:openssh-client
+  need_packages qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs ssh:openssh-client secilc:secilc
   [ -c /dev/net/tun ] || fail "/dev/net/tun is missing: the second node is a virtual machine behind a tap and needs it"
   make_part guest-rootfs "$guest_rootfs" make_guest_rootfs
   make_part guest-disk "$guest_disk" make_guest_disk
@@ -49,6 +50,9 @@ guest_runs() {
   local pid
   pid=$(guest_pid) && tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -qF "$state/node2.disk"
 }
+
+# AppArmor and SELinux exclude each other.
+guest_lsm() { sed 's/.*, lsm //' "$state/fixture"; }
 
 make_guest_network() {
   local net
@@ -85,6 +89,8 @@ make_guest_settings() {
   cp "$state/ssh-host" "$tree/etc/ssh/ssh_host_ed25519_key"
   cp "$state/ssh-user.pub" "$tree/root/.ssh/authorized_keys"
   chmod 700 "$tree/root" "$tree/root/.ssh"
+  # node2 loads a policy if there is one.
+  [ "$(guest_lsm)" != selinux ] || secilc -o "$tree/etc/kubernetes/selinux.policy" -f /dev/null "$data/selinux.cil"
   tar -c -f "$state/node2.tar" --owner=0 --group=0 -C "$tree" etc/kubernetes etc/cni etc/ssh/ssh_host_ed25519_key root/.ssh
 }
 
@@ -99,7 +105,7 @@ start_guest() {
     -smp 2 -m 2048 -display none -monitor none -no-reboot -pidfile "$state/node2.pid" \
     -serial "file:$state/node2-console.log" -kernel "$guest_disk/vmlinuz" -initrd "$guest_disk/initrd" \
     -append "console=ttyS0 root=/dev/vda rw fsck.mode=skip init=/opt/bin/node2 quiet panic=-1 net.ifnames=0 \
-lsm=landlock,lockdown,yama,apparmor,bpf" \
+lsm=landlock,lockdown,yama,$(guest_lsm),bpf" \
     -drive "file=$state/node2.disk,format=raw,if=virtio,cache=unsafe" \
     -drive "file=$state/node2.tar,format=raw,if=virtio,readonly=on" -device virtio-rng-pci \
     -netdev tap,id=net,ifname=tap0,script=no,downscript=no -device virtio-net-pci,netdev=net \

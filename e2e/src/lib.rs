@@ -6,6 +6,7 @@ pub mod golden;
 pub mod gvisor;
 pub mod restore;
 pub mod scenario;
+pub mod security;
 
 use std::io::Write;
 use std::path::Path;

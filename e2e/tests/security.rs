@@ -13,6 +13,9 @@ use podcheckpoint_e2e::scenario::{
     COUNT, IMAGE, KIND, Namespace, Undo, archive, assert_condition, assert_described_as, assert_failed,
     assert_ready, assert_restores, document, without_agents,
 };
+use podcheckpoint_e2e::security::{
+    assert_nothing_in_force, assert_security_state, described, security_state, take_patiently,
+};
 use podcheckpoint_e2e::{eventually, get, kubectl, kubectl_refused, on_node, uid};
 use serde_json::{Value, json};
 
@@ -78,75 +81,6 @@ impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         let _ = self.set(false);
     }
-}
-
-/// Nothing of the operator's doing is left in force on a node.
-fn assert_nothing_in_force(node: &str) -> Result<()> {
-    let left = on_node(node, "ls /var/lib/podcheckpoint/patches 2> /dev/null || true")?;
-    ensure!(left.trim().is_empty(), "the journal has {left}");
-    eventually(Duration::from_secs(20), || {
-        let report: Value = serde_json::from_str(&kubectl(&[
-            "get",
-            "checkpointnodes.podcheckpoint.dev",
-            node,
-            "-o",
-            "json",
-        ])?)?;
-        ensure!(report["status"]["patches"].is_null(), "{report:#}");
-        Ok(())
-    })
-}
-
-/// Takes a checkpoint on node2. On an emulated machine beside which others work, the probe may not have its answers in
-/// time, and says so; then it is asked again. Gives the name of the one that counts.
-fn take_patiently(namespace: &Namespace, name: &str, spec: &Value) -> Result<(String, Value)> {
-    for number in 0..10 {
-        let name = format!("{name}-{number}");
-        let status = namespace.take(&name, spec.clone())?;
-        let slow = [
-            "ProbeStalled",
-            "CriuProbeStalled",
-            "ProbeIncomplete",
-            "RuntimeNotFound",
-        ];
-        if !slow.contains(&status["reason"].as_str().unwrap_or_default()) {
-            return Ok((name, status));
-        }
-    }
-    anyhow::bail!("the probe is too slow")
-}
-
-/// All security state of a node that the operator may change, each line a fact.
-fn security_state(node: &str) -> Result<String> {
-    // The profile of every container is loaded with the first of them.
-    // A connection to a busy emulated machine may not be made in time.
-    eventually(Duration::from_secs(30), || {
-        on_node(
-        node,
-        "for f in /proc/sys/kernel/yama/ptrace_scope /proc/sys/kernel/modprobe /proc/sys/kernel/modules_disabled \
-             /proc/sys/kernel/seccomp/actions_logged /sys/fs/selinux/booleans/deny_ptrace; do \
-           [ ! -e $f ] || echo $f $(cat $f); done
-         mountpoint -q /sys/kernel/security || mount -t securityfs securityfs /sys/kernel/security 2> /dev/null || true
-         cd /sys/kernel/security/apparmor/policy/profiles 2> /dev/null && for p in *; do \
-           echo apparmor $(cat $p/name) $(cat $p/mode) $(sha256sum < $p/raw_data); done
-         sed 's/ .*//; /_diag$/!d; s/^/module /' /proc/modules | sort
-         find /sys/fs/cgroup -name freezer.state -exec grep -l -e FROZEN -e FREEZING {} + 2> /dev/null | sed 's/^/frozen /'
-         find /sys/fs/cgroup -name cgroup.freeze -exec grep -l 1 {} + 2> /dev/null | sed 's/^/frozen /'
-         [ ! -d /var/lib/kubelet/seccomp ] || find /var/lib/kubelet/seccomp -type f -exec sha256sum {} +
-         true",
-    )
-    })
-}
-
-/// The same as before a test: I6.
-fn assert_security_state(node: &str, before: &str) -> Result<()> {
-    let after = security_state(node)?;
-    ensure!(after == before, "the node was\n{before}\nand is\n{after}");
-    Ok(())
-}
-
-fn described(namespace: &Namespace, name: &str) -> Result<String> {
-    kubectl(&["-n", &namespace.0, "describe", KIND, name])
 }
 
 fn thawed_for_the_checkpoint(node: &'static str) -> Result<()> {
