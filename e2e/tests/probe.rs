@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use podcheckpoint_e2e::scenario::{
-    IMAGE, KIND, Namespace, assert_condition, assert_failed, assert_undisturbed, condition,
+    IMAGE, KIND, Namespace, Undo, assert_condition, assert_failed, assert_ready, assert_undisturbed,
+    condition,
 };
+use podcheckpoint_e2e::security::take_patiently;
 use podcheckpoint_e2e::{eventually, get, kubectl, on_node, put_program, uid};
 use serde_json::{Value, json};
 
@@ -426,6 +428,29 @@ fn apparmor_is_named_with_the_line_of_the_kernels_log() -> Result<()> {
     let evidence = finding["evidence"].as_str().unwrap_or_default();
     ensure!(evidence.contains("cri-containerd.apparmor.d"), "{evidence}");
     Ok(())
+}
+
+#[test]
+fn a_bpf_program_that_denies_ptrace_to_the_whole_node_is_named() -> Result<()> {
+    put_program("node2", "probe-fixture", PROGRAMS)?;
+    let namespace = Namespace::new("bpf-lsm")?;
+    namespace.counter("counter", "node2")?;
+    let start = format!(
+        "setsid {PROGRAMS}/probe-fixture under bpf-lsm-for-all sleep 1000 < /dev/null > /run/e2e-bpf.log 2>&1 & p=$!
+         for i in $(seq 300); do [ \"$(cat /proc/$p/comm)\" != sleep ] || break; sleep 0.1; done; cat /run/e2e-bpf.log >&2; echo $p"
+    );
+    let pid = on_node("node2", &start)?.trim().to_owned();
+    let undo = Undo(|| {
+        let _ = on_node("node2", &format!("kill -KILL {pid}"));
+    });
+    let (_, status) = take_patiently(&namespace, "first", &json!({"sourcePodName": "counter"}))?;
+    drop(undo);
+    assert_failed(&status, "ValidatePtrace", "BpfLsmDenied");
+    let said = status["failure"]["message"].as_str().unwrap_or_default();
+    ensure!(said.contains("deny_tracing"), "{said}");
+    let (_, after) = take_patiently(&namespace, "after", &json!({"sourcePodName": "counter"}))?;
+    assert_ready("node2", &after)?;
+    namespace.assert_source_went_on("counter", "main")
 }
 
 #[test]

@@ -490,6 +490,7 @@ fn under(context: &str, command: &[&str]) {
         }
         "landlock" => landlock(),
         "bpf-lsm" => bpf_lsm(),
+        "bpf-lsm-for-all" => bpf_lsm_for_all(),
         "process-namespace" => new_process_namespace(),
         other => panic!("no context {other}"),
     };
@@ -552,24 +553,45 @@ fn restrict(attributes: *const libc::c_void, size: usize) {
 }
 
 /// Denies ptrace to itself and to what it starts by a BPF program on the kernel's hook for it. To nobody else: the
-/// program denies to one group only, which nobody else is in. It goes with the last of them, who alone hold its link.
+/// program denies to one group only, which nobody else is in.
 fn bpf_lsm() -> i32 {
     const GROUP: u32 = 0x7072_6f62;
+    deny_tracing(&[
+        instruction(0x85, 0, 0, 15),                  // call bpf_get_current_uid_gid
+        instruction(0x77, 0, 0, 32),                  // the group is the upper half
+        instruction(0x15, 0, 2, GROUP.cast_signed()), // if it is the one, go to -EPERM
+        instruction(0xb7, 0, 0, 0),                   // 0
+        instruction(0x95, 0, 0, 0),                   // exit
+        instruction(0xb7, 0, 0, -libc::EPERM),        // -EPERM
+        instruction(0x95, 0, 0, 0),                   // exit
+    ]);
+    unsafe { libc::setgid(GROUP) }
+}
+
+/// Denies every process of this kernel to attach to any, for as long as what it starts runs.
+fn bpf_lsm_for_all() -> i32 {
+    const PTRACE_MODE_ATTACH: i32 = 2;
+    deny_tracing(&[
+        instruction(0x79, 0x12, 8, 0), // register 2 is the mode, the hook's second argument
+        instruction(0x57, 0x02, 0, PTRACE_MODE_ATTACH), // of it only this
+        instruction(0x55, 0x02, 2, 0), // if it is there, go to -EPERM
+        instruction(0xb7, 0, 0, 0),    // 0
+        instruction(0x95, 0, 0, 0),    // exit
+        instruction(0xb7, 0, 0, -libc::EPERM), // -EPERM
+        instruction(0x95, 0, 0, 0),    // exit
+    ]);
+    0
+}
+
+/// struct bpf_insn: u8 code, u8 registers (source, then destination), i16 offset, i32 immediate.
+fn instruction(code: u64, registers: u64, offset: u64, immediate: i32) -> u64 {
+    code | registers << 8 | offset << 16 | u64::from(immediate.cast_unsigned()) << 32
+}
+
+/// The program goes with the last process that has its link, which what is started inherits.
+fn deny_tracing(program: &[u64]) {
     const HOOK: &str = "bpf_lsm_ptrace_access_check";
     let (prog_load, link_create, type_lsm, lsm_mac) = (5, 28, 29, 27);
-    // struct bpf_insn: u8 code, u8 registers, i16 offset, i32 immediate. All of it is about register 0.
-    let instruction = |code: u64, offset: u64, immediate: i32| {
-        code | offset << 16 | u64::from(immediate.cast_unsigned()) << 32
-    };
-    let program = [
-        instruction(0x85, 0, 15),                  // call bpf_get_current_uid_gid
-        instruction(0x77, 0, 32),                  // the group is the upper half
-        instruction(0x15, 2, GROUP.cast_signed()), // if it is the one, go to -EPERM
-        instruction(0xb7, 0, 0),                   // 0
-        instruction(0x95, 0, 0),                   // exit
-        instruction(0xb7, 0, -libc::EPERM),        // -EPERM
-        instruction(0x95, 0, 0),                   // exit
-    ];
     let btf = std::fs::read(podcheckpoint_probe::btf::KERNEL).unwrap();
     let hook = podcheckpoint_probe::btf::number(&btf, HOOK).unwrap();
     // union bpf_attr, include/uapi/linux/bpf.h.
@@ -584,10 +606,7 @@ fn bpf_lsm() -> i32 {
     let mut create = [0u8; 64];
     put(&mut create, 0, &[loaded, 0, lsm_mac]);
     let link = bpf(link_create, &create);
-    unsafe {
-        assert_eq!(libc::fcntl(link as i32, libc::F_SETFD, 0), 0);
-        libc::setgid(GROUP)
-    }
+    assert_eq!(unsafe { libc::fcntl(link as i32, libc::F_SETFD, 0) }, 0);
 }
 
 fn bpf(command: i64, attributes: &[u8]) -> u32 {
