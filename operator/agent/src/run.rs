@@ -600,6 +600,7 @@ fn bare_entry(object: &PodCheckpoint) -> Entry {
         pids: Vec::new(),
         machine: None,
         sentry: None,
+        guest: None,
         result: None,
     }
 }

@@ -6,6 +6,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// How long whoever is at the other end may take to show that it is a shell.
@@ -39,6 +40,14 @@ pub enum ShellError {
     Damaged {
         /// The hash in the guest.
         arrived: String,
+    },
+    /// A file has another length than it should have.
+    #[error("{path} in the guest is not {size} bytes long any more")]
+    Length {
+        /// The file.
+        path: String,
+        /// How long it was.
+        size: u64,
     },
     /// A command that must succeed did not.
     #[error("in the guest, {what} ended with {status}{}", after(.said))]
@@ -162,6 +171,48 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         }
         Err(ShellError::Damaged {
             arrived: arrived.unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// Takes a file of the guest and hands it on; the SHA-256 is that of what has arrived. The caller has a deadline: for
+    /// a file that is shorter than it should be this waits.
+    ///
+    /// # Errors
+    /// When the stream or the taker breaks, or the file is longer.
+    pub async fn receive(
+        &mut self,
+        path: &str,
+        size: u64,
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<String, ShellError> {
+        let (begin, end) = (self.word(), self.word());
+        let line = format!(
+            "echo {}''{}; head -c {size} {path}; echo {}''{}\n",
+            begin.0, begin.1, end.0, end.1
+        );
+        self.stream.write_all(line.as_bytes()).await?;
+        self.until(format!("{}{}\n", begin.0, begin.1).as_bytes()).await?;
+        let (mut hash, mut left) = (Sha256::new(), size);
+        while left > 0 {
+            if self.pending.is_empty() && self.stream.read_buf(&mut self.pending).await? == 0 {
+                return Err(ShellError::Ended { said: String::new() });
+            }
+            let count = self
+                .pending
+                .len()
+                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            let part: Vec<u8> = self.pending.drain(..count).collect();
+            hash.update(&part);
+            to.write_all(&part).await?;
+            left -= count as u64;
+        }
+        let rest = self.until(format!("{}{}", end.0, end.1).as_bytes()).await?;
+        if rest.is_empty() {
+            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+        Err(ShellError::Length {
+            path: path.to_owned(),
+            size,
         })
     }
 
