@@ -259,10 +259,11 @@ async fn which(shell: &mut Shell<UnixStream>, program: &str) -> Result<Option<St
         .map(|path| path.trim().to_owned()))
 }
 
-/// What is left in the guest when the connection breaks is at most a part of a file, which the shell's end removes.
+/// What is left in the guest when the connection breaks is at most a part of a file, which the shell's end removes, or
+/// the next look where a console kills its shell.
 async fn send_probe(shell: &mut Shell<UnixStream>) -> Result<String, ConsoleError> {
     let packed = program::packed().map_err(ConsoleError::Program)?;
-    let trap = format!("umask 077; trap 'rm -f {FILE}*' EXIT HUP");
+    let trap = format!("umask 077; trap 'rm -f {FILE}*' EXIT; trap exit HUP");
     shell.must("preparing", &trap).await?;
     shell
         .send(&packed.bytes, &packed.sha256, &format!("{FILE}.gz"))

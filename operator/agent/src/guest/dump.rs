@@ -1,9 +1,8 @@
 //! A dump by the guest's own CRIU, through the debug console, whose images come out of the guest to the node.
 //!
-//! The guest cannot be reached when its console is lost, so nothing that makes the target run again is left to the agent:
-//! `dump.sh` is started detached in the guest, holds the images on a tmpfs of its own, and takes everything away when the
-//! console's shell ends for whatever reason. So a dump ends well, or fails, or is called off, in one way: the connection
-//! ends.
+//! Nothing that makes the target run again is left to the agent, which may be gone: `dump.sh` is started detached in the
+//! guest, holds the images on a tmpfs of its own, and takes everything away when the console's shell ends for whatever
+//! reason, or its time is up. So a dump ends well, or fails, or is called off, in one way: the connection ends.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -157,21 +156,46 @@ impl Place {
         if facts::started(self.vmm) != Some(self.started) {
             return Ok(gone());
         }
-        let look = async {
+        let mut text = String::new();
+        let folder = self.folder();
+        let states = self.containers.iter().map(|id| {
+            format!(
+                "for f in $(grep -l {id} /proc/[0-9]*/cgroup); do f=${{f%cgroup}}status; \
+                 echo $f $(grep -E '^(State|TracerPid):' $f); done"
+            )
+        });
+        let asks: Vec<String> = std::iter::once(format!("ls -d {folder}")).chain(states).collect();
+        for said in self.ask(&asks).await? {
+            text.push_str(&said);
+        }
+        Ok(now(&text, &folder))
+    }
+
+    /// Tells the guest that nobody wants the images any more. It finds out by itself when the console ends, but not
+    /// every console does so at once, and before CRIU was started nobody in the guest waits for that.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub async fn call_off(&self) -> Result<(), String> {
+        let d = self.folder();
+        let end = format!(
+            "if [ -s {d}/lease.pid ]; then kill $(cat {d}/lease.pid); else umount -l {d}; rmdir {d}; fi"
+        );
+        self.ask(&[end]).await.map(drop)
+    }
+
+    async fn ask(&self, lines: &[String]) -> Result<Vec<String>, String> {
+        let asked = async {
             let mut shell = console::by_vsock(&self.vsock).await?;
-            let mut text = shell.run(&format!("ls -d {}", self.folder())).await?.text;
-            for id in &self.containers {
-                let ask = format!(
-                    "for f in $(grep -l {id} /proc/[0-9]*/cgroup); do f=${{f%cgroup}}status; \
-                     echo $f $(grep -E '^(State|TracerPid):' $f); done"
-                );
-                text.push_str(&shell.run(&ask).await?.text);
+            let mut answers = Vec::new();
+            for line in lines {
+                answers.push(shell.run(line).await?.text);
             }
             shell.leave().await;
-            Ok::<_, ConsoleError>(now(&text, &self.folder()))
+            Ok::<_, ConsoleError>(answers)
         };
-        match tokio::time::timeout(LOOK, look).await {
-            Ok(seen) => seen.map_err(|error| crate::node::chain(&error)),
+        match tokio::time::timeout(LOOK, asked).await {
+            Ok(answers) => answers.map_err(|error| crate::node::chain(&error)),
             Err(_) => Err(format!("no answer within {} s", LOOK.as_secs())),
         }
     }
@@ -251,7 +275,7 @@ impl Order<'_> {
         if survey::started(shell, target.pid).await? != Some(target.started) {
             return Err(DumpError::Gone(target.pid));
         }
-        let trap = format!("umask 077; mkdir {d} && trap 'umount -l {d}; rmdir {d}' EXIT HUP");
+        let trap = format!("umask 077; mkdir {d} && trap 'umount -l {d}; rmdir {d}' EXIT; trap exit HUP");
         shell.must("making a folder", &trap).await?;
         let room = self.survey.room >> 10;
         let mount = format!(

@@ -2,7 +2,8 @@
 # Runs CRIU in a guest so that neither a console that is lost nor time that runs out leaves a process standing.
 #
 # Arguments: a folder that is a tmpfs of its own, seconds, and CRIU's arguments. Descriptor 8 is the reading end of a
-# fifo that the console's shell holds open: when that ends, nobody wants the images any more. CRIU calls this file too.
+# fifo that the console's shell holds open: when that ends, nobody wants the images any more. Ending the process that
+# waits for it (lease.pid) says the same. CRIU calls this file too.
 case $CRTOOLS_SCRIPT_ACTION in
 '') ;;
 post-dump)
@@ -25,7 +26,9 @@ shift 2
   ln -s $? "$folder/status"
 ) 8<&- &
 
-timeout "$limit" cat <&8 > /dev/null 2>&1
+timeout "$limit" cat <&8 > /dev/null 2>&1 &
+echo $! > "$folder/lease.pid"
+wait $!
 
 ended() { [ -h "$folder/status" ]; }
 patience() {

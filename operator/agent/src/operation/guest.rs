@@ -267,15 +267,18 @@ fn failed(error: &DumpError, log: &Path) -> Stop {
     stop
 }
 
-/// Looks into the guest until the target runs and nothing of the checkpoint is left there, within bounds.
+/// Calls off what is still in the guest, and looks until the target runs and nothing is left there, within bounds.
 async fn settled(place: &Place) -> Result<Now, String> {
-    let begun = Instant::now();
+    let (begun, mut told) = (Instant::now(), false);
     loop {
         let seen = place.look().await;
         let runs = |now: &Now| matches!(now.state, SourceState::Runs { .. } | SourceState::Gone);
         let settled = seen.as_ref().is_ok_and(|now| runs(now) && !now.left);
         if settled || begun.elapsed() >= SETTLE {
             return seen;
+        }
+        if !told && seen.is_ok_and(|now| now.left) {
+            told = place.call_off().await.is_ok();
         }
         tokio::time::sleep(TICK).await;
     }
