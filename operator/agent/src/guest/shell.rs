@@ -206,7 +206,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             to.write_all(&part).await?;
             left -= count as u64;
         }
-        let rest = self.until(format!("{}{}", end.0, end.1).as_bytes()).await?;
+        let rest = self.until(format!("{}{}\n", end.0, end.1).as_bytes()).await?;
         if rest.is_empty() {
             return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
         }
