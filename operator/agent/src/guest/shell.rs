@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 pub const GREETING: Duration = Duration::from_millis(1500);
 /// A command's output beyond this is not read.
 const OUTPUT: usize = 4 << 20;
+/// How much of a file is taken at once.
+const CHUNK: usize = 64 << 10;
 
 /// The conversation failed.
 #[derive(Debug, thiserror::Error)]
@@ -193,6 +195,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         self.stream.write_all(line.as_bytes()).await?;
         self.until(format!("{}{}\n", begin.0, begin.1).as_bytes()).await?;
         let (mut hash, mut left) = (Sha256::new(), size);
+        // What is read at once is what there is capacity for.
+        self.pending.reserve(CHUNK);
         while left > 0 {
             if self.pending.is_empty() && self.stream.read_buf(&mut self.pending).await? == 0 {
                 return Err(ShellError::Ended { said: String::new() });
