@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 use super::console::{self, ConsoleError};
-use super::shell::{Shell, ShellError};
+use super::shell::{Shell, ShellError, is_sha256};
 use super::survey::{self, Inner, Survey};
 use crate::archive::{self, ArchiveError};
 use crate::criu;
@@ -418,7 +418,7 @@ fn list(text: &str) -> Result<Vec<Listed>, DumpError> {
             [size, name] if name != "total" && size.parse::<u64>().is_ok() && size.len() < 20 => {
                 sizes.insert(name.to_owned(), size.parse().unwrap_or_default());
             }
-            [sum, name] if sum.len() == 64 => files.push((sum.to_owned(), name.to_owned())),
+            [sum, name] if is_sha256(sum) => files.push((sum.to_owned(), name.to_owned())),
             _ => {}
         }
     }

@@ -166,8 +166,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         self.stream.write_all(bytes).await?;
         self.until(format!("{}{}", end.0, end.1).as_bytes()).await?;
         let text = self.must("sha256sum", &format!("sha256sum {path}")).await?;
-        // A prompt may stand before the sum.
-        let arrived = text.split_whitespace().find(|word| word.len() == 64);
+        // A prompt or the command may stand before the sum.
+        let arrived = text.split_whitespace().find(|word| is_sha256(word));
         if arrived == Some(sha256) {
             return Ok(());
         }
@@ -258,6 +258,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
     fn last_words(&self) -> String {
         shortened(&clean(&self.pending))
     }
+}
+
+/// Whether a word is such a sum: the guest shows more than that.
+pub(super) fn is_sha256(word: &str) -> bool {
+    word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn since_epoch() -> Duration {
