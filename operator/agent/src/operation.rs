@@ -1,6 +1,6 @@
 //! One checkpoint, from the first look at the node to the verified archive. The only module that touches the target.
 
-mod guest;
+pub(crate) mod guest;
 mod gvisor;
 mod inside;
 pub(crate) mod machine;

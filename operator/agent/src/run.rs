@@ -260,6 +260,9 @@ impl Agent {
             if let Some(machine) = &entry.machine {
                 operation::machine::release(machine).await;
             }
+            if let Some(place) = &entry.guest {
+                operation::guest::release(place).await;
+            }
         }
     }
 

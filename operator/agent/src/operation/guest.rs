@@ -284,6 +284,17 @@ async fn settled(place: &Place) -> Result<Now, String> {
     }
 }
 
+/// Calls off what an earlier agent has begun: its guest lets the target go by itself, and this at once.
+pub(crate) async fn release(place: &Place) {
+    if let Err(why) = place.call_off().await {
+        tracing::warn!(
+            uid = place.uid,
+            why,
+            "the guest is left to end a checkpoint by itself"
+        );
+    }
+}
+
 /// What the target does now, as its guest says.
 pub(super) async fn describe_source(place: &Place) -> (Verdict, Reason, String) {
     match settled(place).await {
