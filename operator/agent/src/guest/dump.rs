@@ -144,17 +144,21 @@ impl Place {
         format!("/run/podcheckpoint-{}", self.uid)
     }
 
+    /// Whether the machine is still the one that was recognised.
+    pub fn alive(&self) -> bool {
+        facts::started(self.vmm) == Some(self.started)
+    }
+
     /// Looks at the target and at what the checkpoint has left, without touching either.
     ///
     /// # Errors
     /// When the guest does not answer.
     pub async fn look(&self) -> Result<Now, String> {
-        let gone = || Now {
-            state: SourceState::Gone,
-            left: false,
-        };
-        if facts::started(self.vmm) != Some(self.started) {
-            return Ok(gone());
+        if !self.alive() {
+            return Ok(Now {
+                state: SourceState::Gone,
+                left: false,
+            });
         }
         let mut text = String::new();
         let folder = self.folder();
@@ -275,7 +279,7 @@ impl Order<'_> {
         if survey::started(shell, target.pid).await? != Some(target.started) {
             return Err(DumpError::Gone(target.pid));
         }
-        let trap = format!("umask 077; mkdir {d} && trap 'umount -l {d}; rmdir {d}' EXIT; trap exit HUP");
+        let trap = format!("umask 077; mkdir {d} && trap 'umount -l {d}; rmdir {d}' EXIT && trap exit HUP");
         shell.must("making a folder", &trap).await?;
         let room = self.survey.room >> 10;
         let mount = format!(

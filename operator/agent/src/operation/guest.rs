@@ -181,7 +181,7 @@ impl Subject {
             let dump = self.dump(&order, container, folder);
             // What is dropped here ends in the guest as well, which then lets the target go.
             tokio::select! {
-                result = dump => result?,
+                result = dump => result.map_err(|stop| or_machines_end(stop, &place))?,
                 () = tokio::time::sleep_until(until) => return Err(late(limit)),
                 () = cancelled.cancelled() => {
                     let words = "cancelled: the PodCheckpoint was deleted or the agent is ending";
@@ -250,6 +250,18 @@ impl Subject {
         archives.push(describe_archive(container, path, verified, true));
         Ok(())
     }
+}
+
+/// A pod that is deleted under a dump takes the guest with it, which is all that the console tells.
+fn or_machines_end(stop: Stop, place: &Place) -> Stop {
+    if place.alive() {
+        return stop;
+    }
+    let words = format!(
+        "the virtual machine ended during the checkpoint: {}",
+        stop.message
+    );
+    Stop::new(stop.step, Reason::SourcePodGone, words)
 }
 
 fn unstored(error: ArchiveError) -> Stop {
