@@ -181,7 +181,9 @@ impl Subject {
             let dump = self.dump(&order, container, folder);
             // What is dropped here ends in the guest as well, which then lets the target go.
             tokio::select! {
-                result = dump => result.map_err(|stop| or_machines_end(stop, &place))?,
+                result = dump => if let Err(stop) = result {
+                    return Err(or_machines_end(stop, &place).await);
+                },
                 () = tokio::time::sleep_until(until) => return Err(late(limit)),
                 () = cancelled.cancelled() => {
                     let words = "cancelled: the PodCheckpoint was deleted or the agent is ending";
@@ -252,8 +254,17 @@ impl Subject {
     }
 }
 
-/// A pod that is deleted under a dump takes the guest with it, which is all that the console tells.
-fn or_machines_end(stop: Stop, place: &Place) -> Stop {
+/// A pod that is deleted under a dump takes the guest with it. All that the console tells is that it ended, and that a
+/// moment before the machine is gone.
+async fn or_machines_end(stop: Stop, place: &Place) -> Stop {
+    let broke = matches!(
+        stop.reason,
+        Reason::GuestTransferFailed | Reason::GuestConsoleClosed
+    );
+    let until = Instant::now() + Duration::from_secs(2);
+    while broke && place.alive() && Instant::now() < until {
+        tokio::time::sleep(TICK).await;
+    }
     if place.alive() {
         return stop;
     }
