@@ -129,9 +129,10 @@ pub struct PodCheckpointSpec {
 
     /// How the checkpoint is taken. Auto chooses by what the node offers and records in status.skippedMethods why the
     /// others were not used. CRI, Kubelet and Direct let CRIU dump processes on the node's own kernel: through the
-    /// container runtime, the kubelet, or the runtime's task service, which freezes all containers first. VMSnapshot
-    /// saves the whole virtual machine of a pod that runs in one. GVisor lets gVisor's kernel save itself with every
-    /// container of the pod (runsc checkpoint); it is the only one for pods on that kernel.
+    /// container runtime, the kubelet, or the runtime's task service, which freezes all containers first. Guest lets the
+    /// CRIU of a virtual machine dump the processes of a pod in it, VMSnapshot saves that machine as a whole. GVisor lets
+    /// gVisor's kernel save itself with every container of the pod (runsc checkpoint); it is the only one for pods on that
+    /// kernel.
     #[serde(default)]
     pub method: Method,
 
@@ -179,6 +180,9 @@ pub enum Method {
     Kubelet,
     /// The runtime's task service: all containers are frozen first, so that they are one consistent cut.
     Direct,
+    /// CRIU inside the virtual machine of the pod, through the debug console, one container after the other. The guest's
+    /// image must have it.
+    Guest,
     /// A snapshot of the whole virtual machine of the sandbox.
     #[serde(rename = "VMSnapshot")]
     VmSnapshot,
@@ -196,6 +200,7 @@ impl Method {
             Self::Cri => "CRI",
             Self::Kubelet => "Kubelet",
             Self::Direct => "Direct",
+            Self::Guest => "Guest",
             Self::VmSnapshot => "VMSnapshot",
             Self::Gvisor => "GVisor",
         }

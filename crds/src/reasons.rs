@@ -754,6 +754,30 @@ reasons! {
             confirm: "`kata-runtime exec SANDBOX`, or `kubectl exec POD -- sh -c true`",
             affects: "Whoever is root on the node gets a shell of the guest's root, which is not so in a confidential guest's threat model.",
         }
+        GuestConsoleClosed {
+            "CRIU in the guest needs a shell of the guest's root by a stream that ends when the agent does, and there is none. The container's own rights are not enough.",
+            "The message says why Kata's debug console could not be used, or that it is a serial port, which does not notice that the agent is gone.",
+            "Kata: set `debug_console_enabled = true` below [agent.kata] in Kata's configuration.toml, or give the pod the annotation `io.katacontainers.config.hypervisor.kernel_params: \"agent.debug_console agent.debug_console_vport=1026\"`, and create the pod anew.",
+            confirm: "`kata-runtime exec SANDBOX`",
+            affects: "Whoever is root on the node gets a shell of the guest's root, which is not so in a confidential guest's threat model.",
+        }
+        GuestToolMissing {
+            "The guest's image lacks a program without which CRIU cannot be run in it.",
+            "The message names it. Of tar, GNU's is needed: CRIU packs what is in a tmpfs with options that others do not have.",
+            "Put criu 4.1 or later, GNU tar, gzip, coreutils and util-linux into the guest's image (Kata: EXTRA_PKGS of its osbuilder), and create the pod anew.",
+            confirm: "In the guest: `criu check; tar --version`",
+            affects: "Every new pod of that guest image.",
+        }
+        GuestMemoryShort {
+            "The guest's memory has no room for CRIU's images, which are there until they have been read.",
+            "The message has what the target's memory takes and what the guest has available; or CRIU's log has `No space left on device`.",
+            "Give the guest more memory: default_memory in Kata's configuration.toml, or the annotation `io.katacontainers.config.hypervisor.default_memory`, about twice of what the containers use.",
+        }
+        GuestTransferFailed {
+            "What CRIU wrote in the guest did not come out of it whole, so there is no archive.",
+            "The connection ended, a file's SHA-256 is another one than in the guest, or the guest named a file that CRIU writes nowhere.",
+            "Create another PodCheckpoint. When it happens again, see whether somebody else in the guest writes to its consoles.",
+        }
         VmmUnsupported {
             "The virtual machine monitor of the sandbox offers no snapshot to anybody else.",
             "status.runtime.sandbox names it: Dragonball runs inside its shim and StratoVirt has no snapshot here.",

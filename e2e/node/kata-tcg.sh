@@ -11,7 +11,7 @@ make_vsock() {
 }
 
 # What the machines have beside a busybox: what a checkpoint in the guest needs, and what it is compared with.
-kata_programs="/usr/sbin/criu /usr/bin/crun /usr/bin/strace"
+kata_programs="/usr/sbin/criu /usr/bin/crun /usr/bin/strace /usr/bin/tar"
 kata_modules="virtio_pci virtio_blk virtio_console virtio_rng ext4 vmw_vsock_virtio_transport unix_diag inet_diag tcp_diag \
 udp_diag netlink_diag af_packet_diag overlay tun veth nf_tables nft_ct"
 

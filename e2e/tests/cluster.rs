@@ -91,7 +91,7 @@ fn each_method_takes_a_checkpoint_and_says_why_the_others_were_not_used() -> Res
         assert_eq!(status["method"], method);
         assert_described_as(&namespace.0, &name, &format!("success-{name}"))?;
         let skipped = status["skippedMethods"].as_array().map(Vec::len);
-        assert_eq!(skipped, Some(4), "{status:#}");
+        assert_eq!(skipped, Some(5), "{status:#}");
         assert_restores(
             "node1",
             &archive(&status, "main"),

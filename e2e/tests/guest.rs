@@ -7,27 +7,53 @@
 )]
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podcheckpoint_e2e::scenario::{
-    IMAGE, Namespace, Undo, assert_condition, assert_every_condition_has_a_documented_reason, condition,
+    IMAGE, Namespace, Undo, archive, assert_condition, assert_every_condition_has_a_documented_reason,
+    assert_failed, assert_ready, condition,
 };
-use podcheckpoint_e2e::{apply_with, get, kubectl, on_node};
+use podcheckpoint_e2e::{apply_with, eventually, get, kubectl, on_node};
 use serde_json::{Value, json};
 
 /// A counter that leaves emulated code some time for others.
 const SLOW_COUNT: &str = "i=0; while true; do i=$((i+1)); echo $i > /tmp/n; sleep 1; done";
 
+/// Memory that takes emulated code some seconds to send out of a guest, and the same counter.
+const HEAVY_COUNT: &str = "x=$(yes 0123456789abcde | head -c 24000000); i=0; while true; do i=$((i+1)); echo $i > /tmp/n; sleep 1; done";
+
 /// A pod in a machine of its own, that runs.
 fn machine(namespace: &Namespace, name: &str, class: &str, annotations: &Value) -> Result<Machine> {
-    let pod = json!({
+    start(
+        namespace,
+        name,
+        class,
+        annotations,
+        &json!({"command": ["sh", "-c", SLOW_COUNT]}),
+        &json!([]),
+    )
+}
+
+fn start(
+    namespace: &Namespace,
+    name: &str,
+    class: &str,
+    annotations: &Value,
+    container: &Value,
+    volumes: &Value,
+) -> Result<Machine> {
+    let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace.0, "annotations": annotations},
         "spec": {
-            "runtimeClassName": class, "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": ["sh", "-c", SLOW_COUNT]}],
+            "runtimeClassName": class, "terminationGracePeriodSeconds": 0, "volumes": volumes,
+            "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "Never"}],
         },
     });
+    for (key, value) in container.as_object().into_iter().flatten() {
+        pod["spec"]["containers"][0][key] = value.clone();
+    }
     podcheckpoint_e2e::apply(&pod.to_string())?;
     let wanted = format!("pod/{name}");
     kubectl(&[
@@ -226,6 +252,213 @@ fn a_guest_that_hangs_is_unreachable_and_holds_nobody_up() -> Result<()> {
     signal("CONT")?;
     // Not by the console again: the vsock device of the test's machines was seen not to answer after such a stop.
     namespace.assert_source_went_on("hung", "main")
+}
+
+/// Takes a checkpoint, again and again while the guest answers too late to be looked into.
+fn take(namespace: &Namespace, spec: &Value) -> Result<Value> {
+    let mut last = Value::Null;
+    for _ in 0..8 {
+        let name = format!("take-{}", LOOKS.fetch_add(1, Ordering::Relaxed));
+        last = namespace.take(&name, spec.clone())?;
+        assert_every_condition_has_a_documented_reason(&last);
+        let said = last["skippedMethods"].to_string() + &last["failure"].to_string();
+        let late = [
+            "within the 5 s",
+            "within 5 s",
+            "within 1500 ms",
+            "ProbeIncomplete",
+        ];
+        if !late.iter().any(|words| said.contains(words)) {
+            break;
+        }
+    }
+    Ok(last)
+}
+
+fn skipped(status: &Value, method: &str) -> (String, String) {
+    let all = status["skippedMethods"].as_array().cloned().unwrap_or_default();
+    let found = all
+        .into_iter()
+        .find(|s| s["method"] == method)
+        .unwrap_or_default();
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    (text("reason"), text("message"))
+}
+
+impl Machine {
+    /// The first process of the container in the guest.
+    fn pid(&self) -> Result<String> {
+        let ask = format!("cat /run/kata-containers/{}/init.pid", self.container);
+        Ok(self.run(&ask)?.trim().to_owned())
+    }
+
+    /// Nothing of a checkpoint is in the guest any more, and its processes are nobody's.
+    fn assert_nothing_left(&self) -> Result<()> {
+        eventually(Duration::from_secs(60), || {
+            let left = self.run(
+                "ls -d /run/podcheckpoint* 2> /dev/null; grep podcheckpoint /proc/mounts; pidof criu; true",
+            )?;
+            ensure!(left.trim().is_empty(), "left in the guest: {left}");
+            let held = self.run(&format!(
+                "grep -E '^(State|TracerPid)' /proc/{}/status",
+                self.pid()?
+            ))?;
+            ensure!(
+                held.contains("TracerPid:\t0") && !held.contains("(stopped)"),
+                "{held}"
+            );
+            Ok(())
+        })
+    }
+}
+
+/// What the manifest of the archive says, done by hand in the guest of another pod that has the archive as a volume.
+fn restore_in(machine: &Machine, archive: &str) -> Result<()> {
+    let manifest: Value = serde_json::from_str(&on_node("node1", &format!("cat {archive}/guest.json"))?)?;
+    assert_eq!(manifest["kind"], "Guest");
+    let (pid, inside) = (
+        machine.pid()?,
+        format!("/run/kata-containers/{}", machine.container),
+    );
+    machine.run(&format!(
+        "mkdir -p /run/restored/external; cp -a {inside}/rootfs /run/restored/rootfs"
+    ))?;
+    machine.run("mount --bind /run/restored/rootfs /run/restored/rootfs")?;
+    machine.run(&format!(
+        "ln -s $(dirname $(find {inside}/mounts -name guest.json)) /run/restored/archive"
+    ))?;
+    machine.run("/usr/bin/tar -x -f /run/restored/archive/rootfs-diff.tar -C /run/restored/rootfs")?;
+    // The restored one has to write it anew.
+    machine.run("rm /run/restored/rootfs/tmp/n")?;
+    for (number, path) in manifest["external"].as_array().into_iter().flatten().enumerate() {
+        let path = path.as_str().context("no path")?;
+        let mut source = "/dev/null".to_owned();
+        if !path.starts_with("/proc/") {
+            source = format!("/run/restored/external/{number}");
+            machine.run(&format!("cp -a /proc/{pid}/root{path} {source}"))?;
+        }
+        machine.run(&format!(
+            "echo \"external mnt[{path}]:{source}\" >> /run/restored/conf"
+        ))?;
+    }
+    let restored = machine.run(
+        "cd /run/restored; criu restore --config conf -D archive/checkpoint/ -W . -o log -v4 --root /run/restored/rootfs \
+         --manage-cgroups=ignore --restore-detached; echo status $?; grep Error log; true",
+    )?;
+    ensure!(restored.contains("status 0"), "{restored}");
+    Ok(())
+}
+
+#[test]
+fn a_pod_in_a_guest_is_dumped_by_the_guests_criu_and_goes_on_in_another_guest() -> Result<()> {
+    let namespace = Namespace::new("guest-criu")?;
+    let source = machine(&namespace, "source", "kata-tcg", &json!({}))?;
+    let before = namespace.count("source", "main")?;
+    let status = take(&namespace, &json!({"sourcePodName": "source"}))?;
+    assert_ready("node1", &status)?;
+    assert_condition(&status, "PtraceValidated", "True", "PtraceWorks");
+    assert_eq!(status["method"], "Guest", "{status:#}");
+    ensure!(
+        status["conditions"].to_string().contains("in the guest: "),
+        "{status:#}"
+    );
+    source.assert_nothing_left()?;
+    let archive = archive(&status, "main");
+    on_node(
+        "node1",
+        &format!("cd {archive} && sha256sum --quiet --check SHA256SUMS"),
+    )?;
+    let dumped = on_node("node1", &format!("tar -xOf {archive}/rootfs-diff.tar ./tmp/n"))?;
+    let dumped: u64 = dumped.trim().parse()?;
+    ensure!(dumped >= before, "{dumped} < {before}");
+
+    let volume = json!([{"name": "archive", "hostPath": {"path": archive}}]);
+    let mounts = json!({
+        "command": ["sleep", "3600"],
+        "volumeMounts": [{"name": "archive", "mountPath": "/archive", "readOnly": true}],
+    });
+    let other = start(&namespace, "other", "kata-tcg", &json!({}), &mounts, &volume)?;
+    restore_in(&other, &archive)?;
+    let count = || -> Result<u64> { Ok(other.run("cat /run/restored/rootfs/tmp/n")?.trim().parse()?) };
+    let first = eventually(Duration::from_secs(30), count)?;
+    ensure!(first >= dumped, "it began anew: {first} < {dumped}");
+    eventually(Duration::from_secs(30), || {
+        ensure!(count()? > first, "it stands at {first}");
+        Ok(())
+    })?;
+    namespace.assert_source_went_on("source", "main")
+}
+
+#[test]
+fn a_guest_without_criu_is_told_what_it_lacks_and_its_machine_is_saved_if_that_is_possible() -> Result<()> {
+    let namespace = Namespace::new("guest-without")?;
+    let hidden = json!({"io.katacontainers.config.hypervisor.kernel_params": "kata-tcg.hide=/usr/sbin/criu kata-tcg.hide=/usr/bin/tar"});
+    machine(&namespace, "without", "kata-tcg", &hidden)?;
+    let status = take(
+        &namespace,
+        &json!({"sourcePodName": "without", "method": "Guest"}),
+    )?;
+    assert_failed(&status, "Inspect", "GuestToolMissing");
+    ensure!(
+        status["failure"]["message"]
+            .to_string()
+            .contains("lacks criu, GNU tar"),
+        "{status:#}"
+    );
+    // Its vsock is a device that no snapshot has.
+    let status = take(&namespace, &json!({"sourcePodName": "without"}))?;
+    assert_failed(&status, "Inspect", "VmDeviceNotSnapshottable");
+    assert_eq!(skipped(&status, "Guest").0, "GuestToolMissing", "{status:#}");
+    namespace.assert_source_went_on("without", "main")?;
+    kubectl(&["-n", &namespace.0, "delete", "pod", "without"])?;
+
+    machine(&namespace, "snap", "kata-tcg-snap", &json!({}))?;
+    let status = take(&namespace, &json!({"sourcePodName": "snap"}))?;
+    assert_ready("node1", &status)?;
+    assert_eq!(status["method"], "VMSnapshot", "{status:#}");
+    let (reason, words) = skipped(&status, "Guest");
+    ensure!(
+        reason == "GuestConsoleClosed" && words.contains("serial port"),
+        "{status:#}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_dump_in_a_guest_that_is_called_off_leaves_the_pod_running_and_nothing_behind() -> Result<()> {
+    let namespace = Namespace::new("guest-off")?;
+    let heavy = json!({"command": ["sh", "-c", HEAVY_COUNT]});
+    let machine = start(&namespace, "heavy", "kata-tcg", &json!({}), &heavy, &json!([]))?;
+    eventually(Duration::from_secs(180), || namespace.count("heavy", "main"))?;
+    let spec = json!({"sourcePodName": "heavy", "method": "Guest", "timeoutSeconds": 3});
+    let status = take(&namespace, &spec)?;
+    assert_failed(&status, "Dump", "DeadlineExceeded");
+    assert_condition(&status, "SourceRunning", "True", "SourceRuns");
+    machine.assert_nothing_left()?;
+    namespace.assert_source_went_on("heavy", "main")?;
+
+    let pid = machine.pid()?;
+    for attempt in 0..8 {
+        let name = format!("killed-{attempt}");
+        namespace.checkpoint(&name, json!({"sourcePodName": "heavy", "method": "Guest"}))?;
+        // Until CRIU holds the process.
+        let seen = machine.run(&format!(
+            "for i in $(seq 600); do case $(grep TracerPid /proc/{pid}/status) in *[1-9]*) \
+             [ -d /run/podcheckpoint-* ] && echo held && break;; esac; usleep 50000; done"
+        ))?;
+        if !seen.contains("held") {
+            namespace.ended(&name)?;
+            continue;
+        }
+        on_node("node1", "kill -KILL $(pgrep -f '^/podcheckpoint-agent run')")?;
+        machine.assert_nothing_left()?;
+        namespace.assert_source_went_on("heavy", "main")?;
+        let status = namespace.ended(&name)?;
+        assert_condition(&status, "Checkpointed", "False", "AgentInterrupted");
+        assert_condition(&status, "SourceRunning", "True", "SourceRuns");
+        return Ok(());
+    }
+    anyhow::bail!("CRIU was never seen at work")
 }
 
 /// The block of the README in that language which has the words.

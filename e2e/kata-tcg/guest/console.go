@@ -105,7 +105,8 @@ func shell(peer io.ReadWriter) {
 	}
 	go func() {
 		io.Copy(terminal, peer)
-		command.Process.Signal(syscall.SIGHUP)
+		// As Kata's agent does: the shell's traps do not run.
+		command.Process.Kill()
 	}()
 	io.Copy(peer, terminal)
 	command.Wait()

@@ -24,6 +24,9 @@ func main() {
 		halt("boot: %v", err)
 	}
 	parameters := kernelParameters()
+	if err := hide(parameters); err != nil {
+		say("hidden programs: %v", err)
+	}
 	if _, err := os.Stat("/dev/vdb"); err == nil {
 		if err := unpackCarried(); err != nil {
 			say("carried programs: %v", err)
@@ -50,6 +53,18 @@ func halt(format string, values ...any) {
 func kernelParameters() []string {
 	line, _ := os.ReadFile("/proc/cmdline")
 	return strings.Fields(string(line))
+}
+
+// hide takes a program out of the guest's image, by a parameter that a pod's annotation can give.
+func hide(parameters []string) error {
+	for _, parameter := range parameters {
+		if program, found := strings.CutPrefix(parameter, "kata-tcg.hide="); found {
+			if err := unix.Mount("/dev/null", program, "", unix.MS_BIND, ""); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // boot begins in the initramfs and ends in the read-only root on the first disk.

@@ -89,6 +89,8 @@ fn capability(handler: Handler, runtime: &RuntimeVersion, kubelet: bool) -> Hand
         }),
         containers: 1,
         kubelet,
+        // As with the machine below.
+        guest: Ok(()),
     };
     let (mut methods, mut skipped_methods) = plan::usable(&facts);
     // Whether a machine can be saved is only seen when there is one.
@@ -104,7 +106,7 @@ fn capability(handler: Handler, runtime: &RuntimeVersion, kubelet: bool) -> Hand
     }
 }
 
-/// `default: CRI, Kubelet, Direct; kata: VMSnapshot`
+/// `default: CRI, Kubelet, Direct; kata: Guest, VMSnapshot`
 fn summary(handlers: &[HandlerCapability]) -> String {
     let words = |handler: &HandlerCapability| {
         let name = if handler.name.is_empty() {
@@ -190,7 +192,7 @@ mod tests {
         let status = status(&Observations::default(), &runtime, handlers, false);
         assert_eq!(
             status.summary.as_deref(),
-            Some("default: CRI, Direct; kata: VMSnapshot")
+            Some("default: CRI, Direct; kata: Guest, VMSnapshot")
         );
         assert_eq!(
             status.handlers[1].skipped_methods[0].reason,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use podcheckpoint_crds::{DeletionPolicy, PodCheckpointStatus};
 use serde::{Deserialize, Serialize};
 
+use crate::guest::dump::Place;
 use crate::sandbox::Sentry;
 use crate::vm::Handle;
 
@@ -34,6 +35,9 @@ pub struct Entry {
     /// gVisor's kernel that may be writing.
     #[serde(default)]
     pub sentry: Option<Sentry>,
+    /// The guest in which CRIU may be at work.
+    #[serde(default)]
+    pub guest: Option<Place>,
     /// The agent's part of the status, once the operation has ended and as long as the API server does not have it.
     pub result: Option<PodCheckpointStatus>,
 }
@@ -182,6 +186,7 @@ mod tests {
             deletion_policy: DeletionPolicy::Delete,
             machine: None,
             sentry: None,
+            guest: None,
             pids: vec![TargetProcess {
                 container_id: "c1".into(),
                 pid: 42,

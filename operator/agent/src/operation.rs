@@ -1,5 +1,6 @@
 //! One checkpoint, from the first look at the node to the verified archive. The only module that touches the target.
 
+pub(crate) mod guest;
 mod gvisor;
 mod inside;
 pub(crate) mod machine;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::archive::{self, ArchiveError, Identity, Verified};
 use crate::criu;
+use crate::guest::dump::Place;
 use crate::journal::{Entry, Journal, TargetProcess, aside};
 use crate::node::cgroup::{Control, Freezer};
 use crate::node::cri::{Container, Cri, CriError, Sandbox};
@@ -118,6 +120,8 @@ struct Inspection {
     subjects: Vec<Subject>,
     /// That machine.
     machine: Option<Box<machine::Subject>>,
+    /// The guest whose own CRIU dumps them.
+    guest: Option<Box<guest::Subject>>,
     /// The sandbox of gVisor that is saved as a whole.
     gvisor: Option<Box<gvisor::Subject>>,
     plan: Plan,
@@ -151,6 +155,10 @@ pub async fn run(
         .as_ref()
         .ok()
         .and_then(|found| Some(found.gvisor.as_ref()?.sentry()));
+    let guest = found
+        .as_ref()
+        .ok()
+        .and_then(|found| Some(found.guest.as_ref()?.place(object)));
     match take(client, context, object, found, report, cancelled, &mut phases).await {
         Ok(Taken::Archive) => {
             let text = completed(report);
@@ -178,7 +186,10 @@ pub async fn run(
         Some(socket) => context.security.release(uid, socket).await,
         None => Vec::new(),
     };
-    let held = Held::new(uid, &freezers, machine.as_ref(), sentry.as_ref());
+    let held = match &guest {
+        Some(guest) => Held::Guest(guest),
+        None => Held::new(uid, &freezers, machine.as_ref(), sentry.as_ref()),
+    };
     conclude(report, &held, &put_back).await;
     phases.end("conclude");
     tracing::info!(
@@ -240,10 +251,11 @@ async fn take(
     phases: &mut Phases,
 ) -> Result<Taken, Stop> {
     let found = found?;
-    let prepared = match (&found.machine, &found.gvisor) {
-        (Some(machine), _) => machine.look(context, object, report).await,
-        (None, Some(sandbox)) => sandbox.look(context, object, report).await,
-        (None, None) => prepare(client, context, object, &found, report).await,
+    let prepared = match (&found.machine, &found.gvisor, &found.guest) {
+        (Some(machine), ..) => machine.look(context, object, report).await,
+        (None, Some(sandbox), _) => sandbox.look(context, object, report).await,
+        (None, None, Some(guest)) => guest.look(context, report),
+        (None, None, None) => prepare(client, context, object, &found, report).await,
     };
     phases.end("prove");
     prepared?;
@@ -451,6 +463,8 @@ enum Held<'a> {
     Machine(&'a Handle),
     /// A pod on gVisor's kernel, and the PodCheckpoint's UID.
     Gvisor(&'a Sentry, &'a str),
+    /// Containers on the kernel of a virtual machine.
+    Guest(&'a Place),
 }
 
 impl<'a> Held<'a> {
@@ -496,6 +510,7 @@ async fn conclude(report: &mut Report, held: &Held<'_>, put_back: &[security::jo
     let (verdict, reason, mut message) = match held {
         Held::Machine(machine) => machine::describe_source(machine).await,
         Held::Gvisor(sentry, uid) => gvisor::describe_source(sentry, uid).await,
+        Held::Guest(place) => guest::describe_source(place).await,
         Held::Containers(freezers) => describe_source(settle(freezers, limit).await),
     };
     if verdict == Verdict::False && frozen_again {
@@ -605,12 +620,16 @@ pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
     if let Some(sentry) = &entry.sentry {
         gvisor::release(sentry, &entry.uid).await;
     }
-    let held = Held::new(
-        &entry.uid,
-        &freezers,
-        entry.machine.as_ref(),
-        entry.sentry.as_ref(),
-    );
+    let held = match &entry.guest {
+        // By itself it takes back whatever an agent that is gone had begun.
+        Some(place) => Held::Guest(place),
+        None => Held::new(
+            &entry.uid,
+            &freezers,
+            entry.machine.as_ref(),
+            entry.sentry.as_ref(),
+        ),
+    };
     conclude(report, &held, &put_back).await;
 }
 
@@ -642,13 +661,15 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
     let containers = choose_containers(object, &sandbox)?;
     let recognised = recognise(&sandbox, &containers, context.machines_in_pods).await;
     report.status.runtime = Some(runtime_facts(&cri, &sandbox, &containers, &recognised));
-    inside::look(&cri, &recognised, &containers, object.spec.allow_degraded, report).await;
+    let looked = inside::look(&cri, &recognised, &containers, object.spec.allow_degraded, report).await;
+    let survey = guest::survey(object, &recognised, &containers, looked.as_ref()).await;
     let facts = plan::Facts {
         runtime: cri.version().name.clone(),
         runtime_major: cri.version().major(),
         sandbox: recognised.clone(),
         containers: containers.len(),
         kubelet: context.kubelet.is_some(),
+        guest: survey.as_ref().map(drop).map_err(Clone::clone),
     };
     let (plan, skipped) = plan::choose(object.spec.method, &facts);
     report.status.skipped_methods = skipped;
@@ -671,11 +692,17 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
         }
         _ => None,
     };
-    let subjects: Vec<Subject> = match machine.is_some() || gvisor.is_some() {
+    let guest = match (plan.method, survey) {
+        (Method::Guest, Ok(survey)) => {
+            guest::Subject::new(uid, &sandbox, &containers, &recognised, survey).map(Box::new)
+        }
+        _ => None,
+    };
+    let subjects: Vec<Subject> = match machine.is_some() || gvisor.is_some() || guest.is_some() {
         true => Vec::new(),
         false => containers.into_iter().map(subject).collect::<Result<_, _>>()?,
     };
-    if machine.is_none() {
+    if machine.is_none() && guest.is_none() {
         check_target(context, &plan, &subjects, report).await?;
     }
     Ok(Inspection {
@@ -685,6 +712,7 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
         sandbox,
         subjects,
         machine,
+        guest,
         gvisor,
         plan,
     })
@@ -873,6 +901,13 @@ async fn checkpoint(
         phases.end("save");
         return keep_or_remove(result, &uid, &folder, report);
     }
+    if let Some(guest) = &found.guest {
+        let result = guest
+            .checkpoint(context, object, &folder, report, cancelled)
+            .await;
+        phases.end("dump");
+        return keep_or_remove(result, &uid, &folder, report);
+    }
     let deadline = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
     let (dumped, mut frozen) = dump(context, found, &folder, deadline, cancelled).await;
     phases.end("dump");
@@ -921,6 +956,7 @@ fn begin(context: &Context, object: &PodCheckpoint, uid: &str, found: &Inspectio
         pids: found.subjects.iter().map(process).collect(),
         machine: found.machine.as_ref().map(|machine| machine.handle()),
         sentry: found.gvisor.as_ref().map(|sandbox| sandbox.sentry()),
+        guest: found.guest.as_ref().map(|guest| guest.place(object)),
         result: None,
     };
     let written = context.journal.write(&entry);
@@ -1143,14 +1179,7 @@ async fn dump_directly(
 /// The rest of the layout, beside CRIU's images.
 fn write_metadata(subject: &Subject, folder: &Path, work: &Path) -> Result<(), ArchiveError> {
     let io = |path: PathBuf| move |source| ArchiveError::Io { path, source };
-    let container = &subject.container;
-    let spec = container.spec.clone().unwrap_or_default();
-    let config = serde_json::json!({
-        "id": container.id, "name": container.name, "runtime": container.runtime_type,
-        "rootfsImage": container.image, "rootfsImageName": container.image,
-    });
-    fs::write(folder.join("spec.dump"), spec.to_string()).map_err(io(folder.join("spec.dump")))?;
-    fs::write(folder.join("config.dump"), config.to_string()).map_err(io(folder.join("config.dump")))?;
+    write_container(&subject.container, folder)?;
     for file in ["dump.log", "stats-dump"] {
         let from = work.join(file);
         if from.exists() {
@@ -1161,6 +1190,18 @@ fn write_metadata(subject: &Subject, folder: &Path, work: &Path) -> Result<(), A
     archive::upper_layer(subject.target.pid).map_or(Ok(()), |upper| {
         archive::rootfs_diff(&upper, &folder.join("rootfs-diff.tar"))
     })
+}
+
+/// What the runtime knows of a container.
+fn write_container(container: &Container, folder: &Path) -> Result<(), ArchiveError> {
+    let io = |path: PathBuf| move |source| ArchiveError::Io { path, source };
+    let spec = container.spec.clone().unwrap_or_default();
+    let config = serde_json::json!({
+        "id": container.id, "name": container.name, "runtime": container.runtime_type,
+        "rootfsImage": container.image, "rootfsImageName": container.image,
+    });
+    fs::write(folder.join("spec.dump"), spec.to_string()).map_err(io(folder.join("spec.dump")))?;
+    fs::write(folder.join("config.dump"), config.to_string()).map_err(io(folder.join("config.dump")))
 }
 
 fn explain_dump(words: &str, logs: &[PathBuf], since: SystemTime) -> Stop {
@@ -1379,6 +1420,7 @@ mod tests {
             sandbox: not_told(),
             containers: 1,
             kubelet: true,
+            guest: Ok(()),
         };
         let (reason, words) = plan::choose(Method::Auto, &facts).0.unwrap_err();
         assert_eq!(reason, Reason::OciRuntimeUnsupported);

@@ -17,6 +17,8 @@ pub struct Facts {
     pub containers: usize,
     /// Whether the agent may ask the kubelet.
     pub kubelet: bool,
+    /// Whether CRIU can be run in the pod's virtual machine, if it is in one, and why not.
+    pub guest: Result<(), (Reason, String)>,
 }
 
 /// How to go on.
@@ -29,14 +31,15 @@ pub struct Plan {
 }
 
 /// The order in which Auto tries them. Direct comes first for several containers, since only it can freeze all of them
-/// before it dumps any; for one, CRI writes the layout that most tools know. A snapshot of the whole machine comes last:
-/// it is the largest, and is restored as a machine and not as a pod. gVisor's own checkpoint meets none of the others.
-fn preference(containers: usize) -> [Method; 5] {
-    use Method::{Cri, Direct, Gvisor, Kubelet, VmSnapshot};
+/// before it dumps any; for one, CRI writes the layout that most tools know. Of a pod in a machine the processes are
+/// saved rather than the machine, whose snapshot is the largest and is restored as a machine and not as containers.
+/// gVisor's own checkpoint meets none of the others.
+fn preference(containers: usize) -> [Method; 6] {
+    use Method::{Cri, Direct, Guest, Gvisor, Kubelet, VmSnapshot};
     if containers > 1 {
-        [Direct, Cri, Kubelet, VmSnapshot, Gvisor]
+        [Direct, Cri, Kubelet, Guest, VmSnapshot, Gvisor]
     } else {
-        [Cri, Kubelet, Direct, VmSnapshot, Gvisor]
+        [Cri, Kubelet, Direct, Guest, VmSnapshot, Gvisor]
     }
 }
 
@@ -114,6 +117,7 @@ fn no_method(wanted: Method, facts: &Facts) -> (Reason, String) {
 fn obstacle(method: Method, facts: &Facts) -> Option<(Reason, String)> {
     match method {
         Method::Auto => None,
+        Method::Guest => not_in_a_guest(facts),
         Method::VmSnapshot => no_snapshot(facts),
         Method::Gvisor => not_gvisor(facts),
         Method::Cri => not_on_the_node(facts).or_else(|| too_old(facts)),
@@ -184,12 +188,23 @@ fn not_gvisor(facts: &Facts) -> Option<(Reason, String)> {
     })
 }
 
+fn not_in_a_guest(facts: &Facts) -> Option<(Reason, String)> {
+    if !is_machine(facts) {
+        return Some(no_machine());
+    }
+    facts.guest.clone().err()
+}
+
+fn no_machine() -> (Reason, String) {
+    let text = "the pod runs in no virtual machine".to_owned();
+    (Reason::MethodUnavailable, text)
+}
+
 /// Why the machine of the sandbox cannot be saved, as far as that is known without asking its monitor.
 fn no_snapshot(facts: &Facts) -> Option<(Reason, String)> {
     let seen = || facts.sandbox.evidence.join("; ");
     if !is_machine(facts) {
-        let text = "the pod runs in no virtual machine".to_owned();
-        return Some((Reason::MethodUnavailable, text));
+        return Some(no_machine());
     }
     let Some(machine) = facts.sandbox.machine() else {
         return Some((Reason::VmMonitorNotFound, seen()));
@@ -224,6 +239,7 @@ mod tests {
             },
             containers: 1,
             kubelet: true,
+            guest: Err((Reason::GuestToolMissing, "no criu".into())),
         }
     }
 
@@ -310,6 +326,22 @@ mod tests {
     }
 
     #[test]
+    fn processes_in_a_guest_are_saved_rather_than_the_guest_if_it_has_criu() {
+        let mut facts = in_a_machine(VmmKind::Qemu, |_| {});
+        assert_eq!(chosen(Method::Guest, &facts), Err(Reason::GuestToolMissing));
+        let skipped = choose(Method::Auto, &facts).1;
+        let why = skipped.iter().find(|s| s.method == Method::Guest).unwrap();
+        assert_eq!(why.message, "no criu");
+        facts.guest = Ok(());
+        facts.containers = 2;
+        let plan = choose(Method::Auto, &facts).0.unwrap();
+        assert_eq!(
+            (plan.method, plan.consistency),
+            (Method::Guest, Consistency::PerContainer)
+        );
+    }
+
+    #[test]
     fn what_makes_a_snapshot_impossible_is_the_reason_of_auto() {
         let confidential = in_a_machine(VmmKind::Qemu, |m| m.confidential = Some("tdx".into()));
         assert_eq!(chosen(Method::Auto, &confidential), Err(Reason::VmConfidential));
@@ -344,7 +376,7 @@ mod tests {
             consistency: Consistency::Pod,
         };
         assert_eq!(plan, Ok(expected));
-        assert_eq!(skipped.len(), 4);
+        assert_eq!(skipped.len(), 5);
         assert_eq!(chosen(Method::Direct, &facts), Err(Reason::OciRuntimeUnsupported));
         assert_eq!(
             chosen(Method::Gvisor, &super::tests::facts()),
@@ -364,6 +396,7 @@ mod tests {
                 Method::Cri,
                 Method::Kubelet,
                 Method::Direct,
+                Method::Guest,
                 Method::VmSnapshot,
                 Method::Gvisor
             ]

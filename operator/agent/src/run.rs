@@ -260,6 +260,9 @@ impl Agent {
             if let Some(machine) = &entry.machine {
                 operation::machine::release(machine).await;
             }
+            if let Some(place) = &entry.guest {
+                operation::guest::release(place).await;
+            }
         }
     }
 
@@ -600,6 +603,7 @@ fn bare_entry(object: &PodCheckpoint) -> Entry {
         pids: Vec::new(),
         machine: None,
         sentry: None,
+        guest: None,
         result: None,
     }
 }

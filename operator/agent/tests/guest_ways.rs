@@ -202,3 +202,28 @@ async fn a_byte_that_changes_on_the_way_is_noticed() {
     let error = shell.send(&[0xAA; 64], &"0".repeat(64), &path).await.unwrap_err();
     assert!(matches!(error, ShellError::Damaged { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn a_file_comes_out_whole_with_its_hash_and_one_that_has_grown_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image").display().to_string();
+    let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    std::fs::write(&path, &bytes).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    shell_on(theirs);
+    let mut shell = Shell::greet(ours).await.unwrap();
+    let mut arrived = Vec::new();
+    let sum = shell.receive(&path, 300_000, &mut arrived).await.unwrap();
+    assert_eq!(arrived, bytes);
+    let expected: String = Sha256::digest(&bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    assert_eq!(sum, expected);
+    assert_eq!(shell.run("echo on").await.unwrap().text, "on\n");
+
+    // What stands there instead of the file, such as an error, is longer than nothing.
+    std::fs::remove_file(&path).unwrap();
+    let error = shell.receive(&path, 0, &mut Vec::new()).await.unwrap_err();
+    assert!(matches!(error, ShellError::Length { size: 0, .. }), "{error}");
+}

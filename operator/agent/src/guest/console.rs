@@ -95,11 +95,9 @@ pub async fn open(machine: Option<&Machine>) -> Result<Console, ConsoleError> {
         return Err(last);
     };
     if let Some(vsock) = &machine.vsock {
-        match dial(vsock).await {
-            Ok(stream) => {
-                let shell = Shell::greet(stream).await?;
-                return Ok(Console { shell, ends: true });
-            }
+        match by_vsock(vsock).await {
+            Ok(shell) => return Ok(Console { shell, ends: true }),
+            Err(error @ ConsoleError::Shell(_)) => return Err(error),
             Err(error) => last = error,
         }
     }
@@ -113,6 +111,14 @@ pub async fn open(machine: Option<&Machine>) -> Result<Console, ConsoleError> {
     })?;
     let shell = Shell::greet(stream).await?;
     Ok(Console { shell, ends: false })
+}
+
+/// Connects to the console on vsock, whose shell ends with the connection.
+///
+/// # Errors
+/// When it is closed, silent, or answers something else.
+pub async fn by_vsock(vsock: &Vsock) -> Result<Shell<UnixStream>, ConsoleError> {
+    Ok(Shell::greet(dial(vsock).await?).await?)
 }
 
 async fn dial(vsock: &Vsock) -> Result<UnixStream, ConsoleError> {
@@ -253,10 +259,11 @@ async fn which(shell: &mut Shell<UnixStream>, program: &str) -> Result<Option<St
         .map(|path| path.trim().to_owned()))
 }
 
-/// What is left in the guest when the connection breaks is at most a part of a file, which the shell's end removes.
+/// What is left in the guest when the connection breaks is at most a part of a file, which the shell's end removes, or
+/// the next look where a console kills its shell.
 async fn send_probe(shell: &mut Shell<UnixStream>) -> Result<String, ConsoleError> {
     let packed = program::packed().map_err(ConsoleError::Program)?;
-    let trap = format!("umask 077; trap 'rm -f {FILE}*' EXIT HUP");
+    let trap = format!("umask 077; trap 'rm -f {FILE}*' EXIT; trap exit HUP");
     shell.must("preparing", &trap).await?;
     shell
         .send(&packed.bytes, &packed.sha256, &format!("{FILE}.gz"))

@@ -7,9 +7,11 @@
 //! no way of its own: the console finds it and sends none.
 
 pub mod console;
+pub mod dump;
 pub mod exec;
 mod program;
 pub mod shell;
+pub mod survey;
 
 use std::fmt;
 use std::sync::Mutex;

@@ -6,12 +6,15 @@
 
 use std::time::{Duration, SystemTime};
 
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// How long whoever is at the other end may take to show that it is a shell.
 pub const GREETING: Duration = Duration::from_millis(1500);
 /// A command's output beyond this is not read.
 const OUTPUT: usize = 4 << 20;
+/// How much of a file is taken at once.
+const CHUNK: usize = 64 << 10;
 
 /// The conversation failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,14 @@ pub enum ShellError {
     Damaged {
         /// The hash in the guest.
         arrived: String,
+    },
+    /// A file has another length than it should have.
+    #[error("{path} in the guest is not {size} bytes long any more")]
+    Length {
+        /// The file.
+        path: String,
+        /// How long it was.
+        size: u64,
     },
     /// A command that must succeed did not.
     #[error("in the guest, {what} ended with {status}{}", after(.said))]
@@ -155,13 +166,57 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         self.stream.write_all(bytes).await?;
         self.until(format!("{}{}", end.0, end.1).as_bytes()).await?;
         let text = self.must("sha256sum", &format!("sha256sum {path}")).await?;
-        // A prompt may stand before the sum.
-        let arrived = text.split_whitespace().find(|word| word.len() == 64);
+        // A prompt or the command may stand before the sum.
+        let arrived = text.split_whitespace().find(|word| is_sha256(word));
         if arrived == Some(sha256) {
             return Ok(());
         }
         Err(ShellError::Damaged {
             arrived: arrived.unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// Takes a file of the guest and hands it on; the SHA-256 is that of what has arrived. The caller has a deadline: for
+    /// a file that is shorter than it should be this waits.
+    ///
+    /// # Errors
+    /// When the stream or the taker breaks, or the file is longer.
+    pub async fn receive(
+        &mut self,
+        path: &str,
+        size: u64,
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<String, ShellError> {
+        let (begin, end) = (self.word(), self.word());
+        let line = format!(
+            "echo {}''{}; head -c {size} {path}; echo {}''{}\n",
+            begin.0, begin.1, end.0, end.1
+        );
+        self.stream.write_all(line.as_bytes()).await?;
+        self.until(format!("{}{}\n", begin.0, begin.1).as_bytes()).await?;
+        let (mut hash, mut left) = (Sha256::new(), size);
+        // What is read at once is what there is capacity for.
+        self.pending.reserve(CHUNK);
+        while left > 0 {
+            if self.pending.is_empty() && self.stream.read_buf(&mut self.pending).await? == 0 {
+                return Err(ShellError::Ended { said: String::new() });
+            }
+            let count = self
+                .pending
+                .len()
+                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            let part: Vec<u8> = self.pending.drain(..count).collect();
+            hash.update(&part);
+            to.write_all(&part).await?;
+            left -= count as u64;
+        }
+        let rest = self.until(format!("{}{}\n", end.0, end.1).as_bytes()).await?;
+        if rest.is_empty() {
+            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+        Err(ShellError::Length {
+            path: path.to_owned(),
+            size,
         })
     }
 
@@ -203,6 +258,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
     fn last_words(&self) -> String {
         shortened(&clean(&self.pending))
     }
+}
+
+/// Whether a word is such a sum: the guest shows more than that.
+pub(super) fn is_sha256(word: &str) -> bool {
+    word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn since_epoch() -> Duration {

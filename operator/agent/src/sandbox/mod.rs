@@ -48,7 +48,7 @@ impl VmmKind {
 }
 
 /// How a host program talks to the guest's vsock.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Vsock {
     /// A unix socket that takes `CONNECT PORT`.
     Hybrid(SocketPath),
