@@ -284,12 +284,14 @@ async fn prepare(
         let generation = context.security.generation();
         share(context, object, found, report, &mut changed).await?;
         report.status.findings.truncate(before);
-        let Err(refused) = prove(context, object, found, report).await else {
-            // It may have been proved with what another checkpoint had changed and has put back by now.
-            if context.security.generation() != generation && again > 0 {
-                again -= 1;
-                continue;
-            }
+        let proved = prove(context, object, found, report).await;
+        // What another checkpoint has changed or put back meanwhile makes either answer worthless.
+        let stale = || context.security.generation() != generation;
+        if stale() && again > 0 {
+            again -= 1;
+            continue;
+        }
+        let Err(refused) = proved else {
             if !changed.is_empty() {
                 let names: Vec<String> = changed.iter().map(Setting::name).collect();
                 let text = format!("for the time of the checkpoint: {}", names.join(", "));
@@ -307,6 +309,10 @@ async fn prepare(
             return Err(refused.stop);
         }
         let planned = wanted(context, object, found, &refused, &changed);
+        if planned.is_err() && stale() && again > 0 {
+            again -= 1;
+            continue;
+        }
         let settings = planned.map_err(|refusal| unprepared(report, refusal, &refused.stop))?;
         for setting in settings {
             let entry = context
