@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::scenario::{KIND, Namespace};
-use crate::{eventually, kubectl, on_node};
+use crate::{eventually, get, kubectl, on_node};
 
 /// Nothing of the operator's doing is left in force on a node.
 ///
@@ -21,13 +21,7 @@ pub fn assert_nothing_in_force(node: &str) -> Result<()> {
     let left = on_node(node, "ls /var/lib/podcheckpoint/patches 2> /dev/null || true")?;
     ensure!(left.trim().is_empty(), "the journal has {left}");
     eventually(Duration::from_secs(20), || {
-        let report: Value = serde_json::from_str(&kubectl(&[
-            "get",
-            "checkpointnodes.podcheckpoint.dev",
-            node,
-            "-o",
-            "json",
-        ])?)?;
+        let report = get("", "checkpointnodes.podcheckpoint.dev", node)?;
         ensure!(report["status"]["patches"].is_null(), "{report:#}");
         Ok(())
     })

@@ -460,13 +460,7 @@ fn the_node_says_what_it_can_checkpoint() -> Result<()> {
         namespace.counter(node, node)?;
         validate(&namespace, node, node)?;
         let report = eventually(Duration::from_secs(20), || {
-            let report: Value = serde_json::from_str(&kubectl(&[
-                "get",
-                "checkpointnodes.podcheckpoint.dev",
-                node,
-                "-o",
-                "json",
-            ])?)?;
+            let report = get("", "checkpointnodes.podcheckpoint.dev", node)?;
             ensure!(!report["status"]["checkedTime"].is_null(), "not filled");
             Ok(report)
         })?;

@@ -397,6 +397,26 @@ fn an_apparmor_profile_that_stops_criu_is_named_before_the_dump_and_complains_on
 }
 
 #[test]
+fn a_profile_whose_name_looks_like_a_path_is_changed_and_no_other_file_is() -> Result<()> {
+    const ODD: &str = "e2e ../odd [name]";
+    let namespace = Namespace::new("odd-profile")?;
+    let _profile = profile(ODD, STRICT)?;
+    confined(&namespace, "strict", ODD, COUNT)?;
+    let before = security_state("node2")?;
+    ensure!(before.contains(&format!("apparmor {ODD} enforce")), "{before}");
+    let spec = json!({"sourcePodName": "strict", "securityPatches": "Temporary"});
+    let (_, status) = take_patiently(&namespace, "first", &spec)?;
+    assert_ready("node2", &status)?;
+    ensure!(
+        status["patches"][0]["setting"] == format!("AppArmor profile {ODD}"),
+        "{status:#}"
+    );
+    assert_security_state("node2", &before)?;
+    assert_nothing_in_force("node2")?;
+    namespace.assert_source_went_on("strict", "main")
+}
+
+#[test]
 fn a_profile_that_somebody_else_loads_in_the_middle_stays_theirs_and_both_values_are_named() -> Result<()> {
     const FILLED: &str = "dd if=/dev/urandom of=/dev/shm/x bs=1M count=60 2>/dev/null";
     let namespace = Namespace::new("others")?;
@@ -434,6 +454,7 @@ fn a_profile_that_somebody_else_loads_in_the_middle_stays_theirs_and_both_values
     ] {
         ensure!(text.contains(words), "no {words:?} in\n{text}");
     }
+    assert_described_as(&namespace.0, &checkpoint, "security-changed-by-others")?;
     namespace.assert_source_went_on("strict", "main")
 }
 
@@ -492,11 +513,11 @@ fn asking_profile() -> Result<Undo<impl FnMut()>> {
     }))
 }
 
-/// A pod of a counter on node1 with a Localhost profile.
-fn filtered(namespace: &Namespace, pod: &str, profile: &str) -> Result<()> {
+/// A pod on node1 with a Localhost profile.
+fn filtered(namespace: &Namespace, pod: &str, profile: &str, script: &str) -> Result<()> {
     namespace.manifest("v1", "Pod", pod, json!({
         "nodeName": "node1", "terminationGracePeriodSeconds": 0,
-        "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": ["sh", "-c", COUNT],
+        "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": ["sh", "-c", script],
                         "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": profile}}}],
     }))?;
     namespace.wait_for_pod(pod)
@@ -507,7 +528,8 @@ fn a_filter_that_asks_a_listener_gets_a_profile_without_it_for_the_next_start() 
     const OURS: &str = "/var/lib/kubelet/seccomp/podcheckpoint";
     let namespace = Namespace::new("seccomp")?;
     let _profile = asking_profile()?;
-    filtered(&namespace, "asks", "e2e-asks.json")?;
+    // One process, so that there is one finding.
+    filtered(&namespace, "asks", "e2e-asks.json", "exec sleep 1000000")?;
     let before = security_state("node1")?;
     let take = |name: &str, mode: &str| {
         let status = namespace.take(name, json!({"sourcePodName": "asks", "securityPatches": mode}))?;
@@ -533,7 +555,7 @@ fn a_filter_that_asks_a_listener_gets_a_profile_without_it_for_the_next_start() 
         "podcheckpoint/{}/main.json",
         uid(&namespace.0, KIND, "temporary")?
     );
-    filtered(&namespace, "next", &profile)?;
+    filtered(&namespace, "next", &profile, COUNT)?;
     let next = namespace.take("next", json!({"sourcePodName": "next"}))?;
     assert_ready("node1", &next)?;
 
@@ -543,7 +565,7 @@ fn a_filter_that_asks_a_listener_gets_a_profile_without_it_for_the_next_start() 
     kubectl(&["-n", &namespace.0, "delete", KIND, "temporary", "--timeout=60s"])?;
     on_node("node1", &format!("! test -e {OURS}"))?;
     assert_security_state("node1", &before)?;
-    namespace.assert_source_went_on("asks", "main")
+    namespace.assert_source_went_on("next", "main")
 }
 
 #[test]
