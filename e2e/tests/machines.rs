@@ -78,13 +78,12 @@ impl Restored {
         let script = format!(
             r#"rm -rf /run/restored; mkdir /run/restored; cd /run/restored; mkfifo console.in console.out
             (echo '{{"execute":"qmp_capabilities"}}'
-             echo '{{"execute":"migrate-set-capabilities","arguments":{{"capabilities":[{},{}]}}}}'
+             echo '{{"execute":"migrate-set-capabilities","arguments":{{"capabilities":[{}]}}}}'
              echo '{{"execute":"migrate-incoming","arguments":{{"uri":"file:{archive}/vmstate"}}}}'
              while ! grep -q '"status": "paused", "running": false' said 2> /dev/null; do echo '{{"execute":"query-status"}}'; sleep 1; done
              echo '{{"execute":"cont"}}'; sleep 600) | {} -qmp stdio -incoming defer > said 2> errors &
             echo $! > group; (exec sleep 600) > console.in & (exec sleep 600) < console.out & true"#,
             capability("mapped-ram"),
-            capability("multifd"),
             command.join(" "),
         );
         on_node(

@@ -239,7 +239,7 @@ impl Machine {
             let on = |name| json!({"capability": name, "state": true});
             monitor.ask(
                 "migrate-set-capabilities",
-                json!({"capabilities": [on("mapped-ram"), on("multifd")]}),
+                json!({"capabilities": [on("mapped-ram")]}),
             );
         }
         let old = monitor.version < (8, 2);
