@@ -186,10 +186,7 @@ pub async fn run(
         Some(socket) => context.security.release(uid, socket).await,
         None => Vec::new(),
     };
-    let held = match &guest {
-        Some(guest) => Held::Guest(guest),
-        None => Held::new(uid, &freezers, machine.as_ref(), sentry.as_ref()),
-    };
+    let held = Held::new(uid, &freezers, machine.as_ref(), sentry.as_ref(), guest.as_ref());
     conclude(report, &held, &put_back).await;
     phases.end("conclude");
     tracing::info!(
@@ -254,7 +251,7 @@ async fn take(
     let prepared = match (&found.machine, &found.gvisor, &found.guest) {
         (Some(machine), ..) => machine.look(context, object, report).await,
         (None, Some(sandbox), _) => sandbox.look(context, object, report).await,
-        (None, None, Some(guest)) => guest.look(context, report),
+        (None, None, Some(guest)) => guest.look(context, report).await,
         (None, None, None) => prepare(client, context, object, &found, report).await,
     };
     phases.end("prove");
@@ -286,9 +283,12 @@ async fn prepare(
         report.status.findings.truncate(before);
         let proved = prove(context, object, found, report).await;
         // What another checkpoint has changed or put back meanwhile makes either answer worthless.
-        let stale = || context.security.generation() != generation;
-        if stale() && again > 0 {
-            again -= 1;
+        let mut stale = || {
+            let stale = again > 0 && context.security.generation() != generation;
+            again -= usize::from(stale);
+            stale
+        };
+        if stale() {
             continue;
         }
         let Err(refused) = proved else {
@@ -309,8 +309,7 @@ async fn prepare(
             return Err(refused.stop);
         }
         let planned = wanted(context, object, found, &refused, &changed);
-        if planned.is_err() && stale() && again > 0 {
-            again -= 1;
+        if planned.is_err() && stale() {
             continue;
         }
         let settings = planned.map_err(|refusal| unprepared(report, refusal, &refused.stop))?;
@@ -479,11 +478,13 @@ impl<'a> Held<'a> {
         freezers: &'a [Freezer],
         machine: Option<&'a Handle>,
         sentry: Option<&'a Sentry>,
+        guest: Option<&'a Place>,
     ) -> Self {
-        match (machine, sentry) {
-            (Some(machine), _) => Self::Machine(machine),
-            (None, Some(sentry)) => Self::Gvisor(sentry, uid),
-            (None, None) => Self::Containers(freezers),
+        match (machine, sentry, guest) {
+            (Some(machine), ..) => Self::Machine(machine),
+            (None, Some(sentry), _) => Self::Gvisor(sentry, uid),
+            (None, None, Some(guest)) => Self::Guest(guest),
+            (None, None, None) => Self::Containers(freezers),
         }
     }
 }
@@ -626,16 +627,14 @@ pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
     if let Some(sentry) = &entry.sentry {
         gvisor::release(sentry, &entry.uid).await;
     }
-    let held = match &entry.guest {
-        // By itself it takes back whatever an agent that is gone had begun.
-        Some(place) => Held::Guest(place),
-        None => Held::new(
-            &entry.uid,
-            &freezers,
-            entry.machine.as_ref(),
-            entry.sentry.as_ref(),
-        ),
-    };
+    // A guest takes back by itself whatever an agent that is gone had begun.
+    let held = Held::new(
+        &entry.uid,
+        &freezers,
+        entry.machine.as_ref(),
+        entry.sentry.as_ref(),
+        entry.guest.as_ref(),
+    );
     conclude(report, &held, &put_back).await;
 }
 
@@ -838,6 +837,17 @@ async fn check_target(
     // containerd's CRI plugin and the kubelet behind it write each page to images, to a content store's tar, back to
     // files and into the archive; Direct writes it once.
     let copies = if plan.method == Method::Direct { 1 } else { 4 };
+    look_for_room(context, memory, copies, "memory", report).await
+}
+
+/// Whether the archives' disk has room for so many bytes, so many times over, of `what`. It may hang.
+async fn look_for_room(
+    context: &Context,
+    memory: u64,
+    copies: u64,
+    what: &str,
+    report: &mut Report,
+) -> Result<(), Stop> {
     let root = context.archive_root.clone();
     let check = move || archive::prepare(&root).and_then(|()| archive::check_room(&root, memory, copies));
     let room = match aside(check).await {
@@ -847,14 +857,10 @@ async fn check_target(
         }),
     };
     let evidence = room.as_ref().map_or_else(describe, |()| {
-        format!("room for {} of memory", human_bytes(memory))
+        format!("room for {} of {what}", human_bytes(memory))
     });
-    note(
-        report,
-        "archive root",
-        room.as_ref().copied().map_err(ArchiveError::reason),
-        &evidence,
-    );
+    let outcome = room.as_ref().copied().map_err(ArchiveError::reason);
+    note(report, "archive root", outcome, &evidence);
     room.map_err(|error| Stop::new(Step::Inspect, error.reason(), describe(&error)))
 }
 

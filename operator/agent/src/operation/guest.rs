@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Stop, WATCHDOG_GRACE, describe, describe_archive, describe_source as source, human_bytes,
-    human_duration, late, longest_by_criu, note, store, write_container,
+    human_duration, late, longest_by_criu, look_for_room, store, write_container,
 };
 use crate::archive::{self, ArchiveError, Identity};
 use crate::guest::dump::{DumpError, Now, Order, Place};
@@ -136,21 +136,11 @@ impl Subject {
     }
 
     /// That ptrace works was proved before the method was chosen; what is left is the node's disk.
-    pub(super) fn look(&self, context: &Context, report: &mut Report) -> Result<(), Stop> {
+    pub(super) async fn look(&self, context: &Context, report: &mut Report) -> Result<(), Stop> {
         if let Some(runtime) = &mut report.status.runtime {
             runtime.criu_version = self.survey.criu.clone();
         }
-        let room = archive::prepare(&context.archive_root)
-            .and_then(|()| archive::check_room(&context.archive_root, self.survey.memory, 1));
-        let evidence = room.as_ref().map_or_else(describe, |()| {
-            format!(
-                "room for {} of the guest's memory",
-                human_bytes(self.survey.memory)
-            )
-        });
-        let outcome = room.as_ref().copied().map_err(ArchiveError::reason);
-        note(report, "archive root", outcome, &evidence);
-        room.map_err(|error| Stop::new(Step::Inspect, error.reason(), describe(&error)))
+        look_for_room(context, self.survey.memory, 1, "the guest's memory", report).await
     }
 
     /// Dumps one container after the other and leaves an archive of each in the folder.

@@ -7,7 +7,7 @@ use podcheckpoint_crds::conditions::Verdict;
 use podcheckpoint_crds::{ArchiveFormat, ConditionType, PodCheckpoint, Reason, Step};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Stop, Whole, describe, human_bytes, note};
+use super::{Context, Stop, Whole, describe, look_for_room, note};
 use crate::archive::{self, ArchiveError};
 use crate::gvisor::archive::{Member, Of};
 use crate::gvisor::save::{self, Seen};
@@ -102,13 +102,7 @@ impl Subject {
             }
         }
         let memory = self.memory();
-        let room = archive::check_room(&context.archive_root, memory, 1);
-        let evidence = room.as_ref().map_or_else(describe, |()| {
-            format!("room for {} of gVisor's memory", human_bytes(memory))
-        });
-        let outcome = room.as_ref().copied().map_err(ArchiveError::reason);
-        note(report, "archive root", outcome, &evidence);
-        room.map_err(|error| Stop::new(Step::Inspect, error.reason(), describe(&error)))
+        look_for_room(context, memory, 1, "gVisor's memory", report).await
     }
 
     /// The pod's memory is a file that gVisor's kernel has mapped.

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use podcheckpoint_crds::conditions::Verdict;
-use podcheckpoint_crds::{ConditionType, Patch, PatchKind, PodCheckpoint, Reason};
+use podcheckpoint_crds::{ConditionType, Patch, PodCheckpoint, Reason};
 
 use super::{Context, Inspection};
 use crate::journal::aside;
@@ -68,7 +68,7 @@ async fn carry_out(
     let manifest = planned.manifest();
     let changes: Vec<_> = patches
         .iter()
-        .map(|patch| (PatchKind::Seccomp, patch.setting.clone()))
+        .map(|patch| (patch.kind, patch.setting.clone()))
         .collect();
     let outcome = match context.security.refusal(object, &changes) {
         Some((reason, message)) => {

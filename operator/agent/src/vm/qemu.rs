@@ -243,20 +243,7 @@ impl Qemu {
     async fn give_up(&mut self) {
         // Refused when there is nothing to give up.
         let _ = self.qmp.execute("migrate_cancel", json!({})).await;
-        let busy = [
-            "setup",
-            "active",
-            "device",
-            "cancelling",
-            "pre-switchover",
-            "wait-unplug",
-        ];
-        self.wait_while(&busy, SETTLE).await;
-    }
-
-    /// Waits while the migration is in one of these states, within a limit.
-    async fn wait_while(&mut self, states: &[&str], limit: Duration) {
-        let until = Instant::now() + limit;
+        let until = Instant::now() + SETTLE;
         while Instant::now() < until {
             let answer = self
                 .qmp
@@ -264,7 +251,10 @@ impl Qemu {
                 .await
                 .unwrap_or_default();
             let status = answer.get("status").and_then(Value::as_str).unwrap_or_default();
-            if !states.contains(&status) {
+            if !matches!(
+                status,
+                "setup" | "active" | "device" | "cancelling" | "pre-switchover" | "wait-unplug"
+            ) {
                 return;
             }
             sleep(TICK).await;
