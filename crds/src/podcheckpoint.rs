@@ -540,7 +540,8 @@ pub struct Patch {
     pub outcome: Option<PatchOutcome>,
 }
 
-/// What became of a changed setting.
+/// What became of a changed setting. Absent beside revertedTime: an agent put it back, unless somebody else had changed it
+/// since, and ended before it could say which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum PatchOutcome {
     /// It is what it was before.

@@ -266,8 +266,10 @@ pub fn assert_restores(node: &str, archive: &str, id: &str, at_least: u64) -> Re
     outcome
 }
 
-/// Memory that makes a dump last long enough to be interrupted: random, so that no page is left out.
-pub const HEAVY: &str = "dd if=/dev/urandom of=/dev/shm/x bs=1M count=300 2>/dev/null; i=0; while true; do i=$((i+1)); printf '%09d\\n' $i 1<>/tmp/n; sleep 0.1; done";
+/// A counter beside a process with 300 MB of memory of its own, so that a dump lasts long enough to be interrupted. Random,
+/// so that no page is left out; not in /dev/shm, which belongs to the sandbox and is no part of a container's dump. It
+/// counts once the memory is full.
+pub const HEAVY: &str = "{ head -c 300000000 /dev/urandom; : > /tmp/full; exec sleep 1000000; } | tail -c 300000000 & until [ -e /tmp/full ]; do sleep 0.1; done; i=0; while true; do i=$((i+1)); printf '%09d\\n' $i 1<>/tmp/n; sleep 0.1; done";
 
 /// I1, from the kernel and not from anybody's books: no process of a pod on node1 is frozen, stopped or traced.
 ///

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use podcheckpoint_e2e::scenario::{
-    COUNT, IMAGE, KIND, Namespace, Undo, archive, assert_condition, assert_described_as, assert_failed,
-    assert_ready, assert_restores, document, without_agents,
+    COUNT, HEAVY, IMAGE, KIND, Namespace, Undo, archive, assert_condition, assert_described_as,
+    assert_failed, assert_ready, assert_restores, document, without_agents,
 };
 use podcheckpoint_e2e::security::{
     assert_nothing_in_force, assert_security_state, described, security_state, take_patiently,
@@ -29,7 +29,12 @@ struct Frozen<'a> {
 
 impl<'a> Frozen<'a> {
     fn new(namespace: &'a Namespace, node: &'static str, pod: &'static str) -> Result<Self> {
-        namespace.pod(pod, node, &[("main", COUNT)])?;
+        Self::with(namespace, node, pod, COUNT)
+    }
+
+    fn with(namespace: &'a Namespace, node: &'static str, pod: &'static str, script: &str) -> Result<Self> {
+        namespace.pod(pod, node, &[("main", script)])?;
+        namespace.count(pod, "main")?;
         let uid = get(&namespace.0, "pod", pod)?["metadata"]["uid"].clone();
         let uid = uid.as_str().unwrap_or_default();
         let (tree, file) = if node == "node1" {
@@ -254,18 +259,26 @@ fn who_may_checkpoint_may_not_by_that_loosen_a_node() -> Result<()> {
     })
 }
 
+/// Ends the agent of node1 that works, if there is one. Its watchdogs live on.
+const KILL_AGENT: &str = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2> /dev/null)\" != podcheckpoint-a ] || \
+                          ! grep -qz '^run$' $p/cmdline || kill -KILL ${p#/proc/}; done; true";
+
 #[test]
 fn a_change_survives_the_agents_death_in_no_case() -> Result<()> {
     let namespace = Namespace::new("patch-killed")?;
-    let frozen = Frozen::new(&namespace, "node1", "counter")?;
+    let frozen = Frozen::with(&namespace, "node1", "heavy", HEAVY)?;
     let before = security_state("node1")?;
     frozen.take("warm", "Plan")?;
-    // At moments that spread over the whole of an operation.
-    for (number, after) in [5_u32, 60, 120, 200, 300, 450, 700].into_iter().enumerate() {
+    // At moments that spread over the whole of an operation. Every second time, the next agent does not live to say what
+    // it has put back either.
+    for (number, after) in [5_u32, 60, 120, 200, 300, 450, 700, 1200, 2500, 3500]
+        .into_iter()
+        .enumerate()
+    {
         let name = format!("killed-{number}");
         namespace.checkpoint(
             &name,
-            json!({"sourcePodName": "counter", "securityPatches": "Temporary"}),
+            json!({"sourcePodName": "heavy", "securityPatches": "Temporary"}),
         )?;
         eventually(Duration::from_secs(20), || {
             let state = get(&namespace.0, KIND, &name)?["status"]["archiveState"].clone();
@@ -273,11 +286,11 @@ fn a_change_survives_the_agents_death_in_no_case() -> Result<()> {
             Ok(())
         })?;
         std::thread::sleep(Duration::from_millis(after.into()));
-        on_node(
-            "node1",
-            "for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2> /dev/null)\" != podcheckpoint-a ] || \
-             ! grep -qz '^run$' $p/cmdline || kill -KILL ${p#/proc/}; done",
-        )?;
+        on_node("node1", KILL_AGENT)?;
+        if number % 2 == 1 {
+            let put_back = "for i in $(seq 2000); do ls /var/lib/podcheckpoint/patches | grep -q json || break; sleep 0.005; done";
+            on_node("node1", &format!("{put_back}; {KILL_AGENT}"))?;
+        }
         // No back-off for the next one.
         kubectl(&[
             "-n",
@@ -309,7 +322,7 @@ fn a_change_survives_the_agents_death_in_no_case() -> Result<()> {
     assert_nothing_in_force("node1")?;
     assert_security_state("node1", &before)?;
     frozen.set(false)?;
-    namespace.assert_source_went_on("counter", "main")
+    namespace.assert_source_went_on("heavy", "main")
 }
 
 /// A profile as an administrator may write one for a shell: it mentions no unix socket and nothing in /proc.

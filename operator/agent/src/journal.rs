@@ -50,6 +50,10 @@ pub struct TargetProcess {
     pub container_id: String,
     /// Its number on the node.
     pub pid: i32,
+    /// Somebody had frozen its container before the checkpoint, which thawed it. Only for as long as that change is in the
+    /// journal of the security settings may it be thawed again.
+    #[serde(default)]
+    pub frozen_before: bool,
 }
 
 /// How long the archive root's disk may take to answer: one that hangs must not take the agent with it.
@@ -190,6 +194,7 @@ mod tests {
             pids: vec![TargetProcess {
                 container_id: "c1".into(),
                 pid: 42,
+                frozen_before: true,
             }],
             result: None,
         }

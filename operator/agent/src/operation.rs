@@ -187,7 +187,7 @@ pub async fn run(
         None => Vec::new(),
     };
     let held = Held::new(uid, &freezers, machine.as_ref(), sentry.as_ref(), guest.as_ref());
-    conclude(report, &held, &put_back).await;
+    conclude(report, &held, &put_back, security::froze_again(&put_back)).await;
     phases.end("conclude");
     tracing::info!(
         namespace = object.metadata.namespace,
@@ -490,7 +490,13 @@ impl<'a> Held<'a> {
 }
 
 /// The conditions that every operation ends with; SourceRunning is read from the kernel.
-async fn conclude(report: &mut Report, held: &Held<'_>, put_back: &[security::journal::Outcome]) {
+/// `frozen_again` says that the target was frozen before by somebody else, and is so again.
+async fn conclude(
+    report: &mut Report,
+    held: &Held<'_>,
+    put_back: &[security::journal::Outcome],
+    frozen_again: bool,
+) {
     if !report.has(ConditionType::PtraceValidated) {
         report.set(
             ConditionType::PtraceValidated,
@@ -508,7 +514,7 @@ async fn conclude(report: &mut Report, held: &Held<'_>, put_back: &[security::jo
         );
     }
     security::report_restored(report, put_back);
-    let (untouched, frozen_again) = (is_untouched(report), security::froze_again(put_back));
+    let untouched = is_untouched(report);
     let limit = if untouched || frozen_again {
         Duration::ZERO
     } else {
@@ -605,19 +611,30 @@ pub async fn release(context: &Context, freezers: &[Freezer]) {
     }
 }
 
-/// Thaws what an earlier agent may have left frozen, and says what the target does now.
+/// The containers of an interrupted checkpoint that still run, each with whether somebody else had frozen it before.
+fn left_by(entry: &Entry) -> (Vec<Freezer>, Vec<bool>) {
+    let open = |process: &TargetProcess| {
+        let target = Target::open(process.pid, &process.container_id).ok()?;
+        Some((target.freezer, process.frozen_before))
+    };
+    entry.pids.iter().filter_map(open).unzip()
+}
+
+/// Before an agent puts settings back: the containers of an interrupted checkpoint that nobody else wants frozen now.
+pub fn to_be_released(context: &Context, entry: &Entry) -> Vec<Freezer> {
+    let (freezers, frozen_before) = left_by(entry);
+    let all = freezers.into_iter().zip(frozen_before);
+    // An earlier agent may have frozen it again, and not have lived to say so.
+    all.filter(|(freezer, before)| !before || context.security.keeps_thawed(freezer))
+        .map(|(freezer, _)| freezer)
+        .collect()
+}
+
+/// Thaws what an earlier agent may have left frozen, and says what the target does now. The settings have been put back.
 pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
-    let targets: Vec<Target> = entry
-        .pids
-        .iter()
-        .filter_map(|process| Target::open(process.pid, &process.container_id).ok())
-        .collect();
-    let freezers: Vec<Freezer> = targets.iter().map(|target| target.freezer.clone()).collect();
+    let (freezers, frozen_before) = left_by(entry);
     let put_back = context.security.recovered(&entry.uid);
-    // What somebody else had frozen before is frozen again by now, and is to stay so.
-    if !security::froze_again(&put_back) {
-        release(context, &freezers).await;
-    }
+    release(context, &to_be_released(context, entry)).await;
     let message = "the agent was restarted in the middle of the checkpoint; partial files have been deleted";
     failed(report, &Stop::new(Step::Dump, Reason::AgentInterrupted, message));
     if let Some(machine) = &entry.machine {
@@ -635,7 +652,7 @@ pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
         entry.sentry.as_ref(),
         entry.guest.as_ref(),
     );
-    conclude(report, &held, &put_back).await;
+    conclude(report, &held, &put_back, frozen_before.contains(&true)).await;
 }
 
 // --- looking, without touching -------------------------------------------------------------------------------------
@@ -959,6 +976,7 @@ fn begin(context: &Context, object: &PodCheckpoint, uid: &str, found: &Inspectio
     let process = |s: &Subject| TargetProcess {
         container_id: s.container.id.clone(),
         pid: s.target.pid,
+        frozen_before: context.security.keeps_thawed(&s.target.freezer),
     };
     let entry = Entry {
         uid: uid.to_owned(),

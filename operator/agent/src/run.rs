@@ -18,9 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::capability;
-use crate::journal::{DISK, Entry, TargetProcess, aside, write_synced};
-use crate::node::cgroup::Freezer;
-use crate::node::process::Target;
+use crate::journal::{DISK, Entry, aside, write_synced};
 use crate::operation::{self, Context, remove_folder};
 use crate::report::{Report, ReportError};
 use crate::security;
@@ -248,14 +246,12 @@ impl Agent {
             .into_iter()
             .filter(|e| e.result.is_none())
         {
-            let open = |p: &TargetProcess| Target::open(p.pid, &p.container_id).ok();
-            let targets: Vec<Target> = entry.pids.iter().filter_map(open).collect();
-            let freezers: Vec<Freezer> = targets.iter().map(|t| t.freezer.clone()).collect();
             tracing::warn!(
                 name = entry.name,
                 namespace = entry.namespace,
                 "releasing after an interrupted checkpoint"
             );
+            let freezers = operation::to_be_released(&self.context, &entry);
             operation::release(&self.context, &freezers).await;
             if let Some(machine) = &entry.machine {
                 operation::machine::release(machine).await;

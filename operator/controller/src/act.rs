@@ -183,8 +183,14 @@ impl Hand {
 fn ended(patch: &podcheckpoint_crds::Patch, whom: &str) -> (EventType, &'static str, String) {
     let (setting, before, after) = (&patch.setting, &patch.before, &patch.after);
     match patch.outcome {
-        Some(PatchOutcome::Restored) | None => {
+        Some(PatchOutcome::Restored) => {
             let note = format!("{setting} is {before} again, after {whom}");
+            (EventType::Normal, "NodeSecurityRestored", note)
+        }
+        None => {
+            let note = format!(
+                "{setting} is {before} again, unless somebody else has changed it since, after {whom}"
+            );
             (EventType::Normal, "NodeSecurityRestored", note)
         }
         Some(PatchOutcome::Shared) => {

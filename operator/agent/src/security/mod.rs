@@ -26,6 +26,7 @@ use podcheckpoint_crds::{
 use self::journal::{ChangeError, Entry, Holder, Outcome, PatchJournal, Reverted, describe};
 use self::seccomp::Profiles;
 use self::setting::Setting;
+use crate::node::cgroup::Freezer;
 use crate::node::release::{called_paused, correct_books, pause_again};
 use crate::node::watchdog;
 use crate::report::Report;
@@ -216,6 +217,14 @@ impl Security {
         recovered.remove(uid).unwrap_or_default()
     }
 
+    /// Whether a checkpoint has thawed this cgroup for its time, so that it is to run for now.
+    pub fn keeps_thawed(&self, cgroup: &Freezer) -> bool {
+        let entries = self.journal.entries();
+        entries
+            .iter()
+            .any(|entry| entry.setting.freezer() == Some(cgroup))
+    }
+
     /// The changes in force, and the files of the journal that cannot be read.
     pub fn in_force(&self) -> (Vec<Patch>, Vec<String>) {
         let patches = self.journal.entries().iter().map(Entry::describe).collect();
@@ -271,14 +280,15 @@ pub fn report_restored(report: &mut Report, outcomes: &[Outcome]) {
     let now = Time(Timestamp::now());
     for patch in report.status.patches.iter_mut().filter(|patch| patch.is_open()) {
         let outcome = outcomes.iter().find(|o| o.entry.setting.name() == patch.setting);
-        // What is in no journal any more was put back by an agent that could not say so.
+        // What is in no journal any more was put back by an agent that could not say so, nor what it had found.
         let back = outcome.is_none_or(|o| !matches!(o.reverted, Reverted::Failed(_)));
         patch.reverted_time = back.then(|| now.clone());
-        patch.outcome = back.then(|| match outcome.map(|o| &o.reverted) {
-            Some(Reverted::Shared(_)) => PatchOutcome::Shared,
-            Some(Reverted::ChangedByOthers { .. } | Reverted::InUse) => PatchOutcome::ChangedByOthers,
-            Some(Reverted::Restored | Reverted::Failed(_)) | None => PatchOutcome::Restored,
-        });
+        patch.outcome = match outcome.map(|o| &o.reverted) {
+            Some(Reverted::Shared(_)) => Some(PatchOutcome::Shared),
+            Some(Reverted::ChangedByOthers { .. } | Reverted::InUse) => Some(PatchOutcome::ChangedByOthers),
+            Some(Reverted::Restored) => Some(PatchOutcome::Restored),
+            Some(Reverted::Failed(_)) | None => None,
+        };
     }
     let (verdict, reason, message) = restored(&report.status.patches, outcomes);
     report.set(ConditionType::SecurityRestored, verdict, reason, message);
@@ -323,7 +333,9 @@ fn restored(patches: &[Patch], outcomes: &[Outcome]) -> (Status, Reason, String)
         return (Status::True, Reason::PatchShared, message);
     }
     let message = if message.is_empty() {
-        format!("{made} setting(s) were put back")
+        format!(
+            "{made} setting(s) were put back, unless somebody else had changed them since, by an agent that ended before it could say so"
+        )
     } else {
         message
     };
