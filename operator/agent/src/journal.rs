@@ -12,6 +12,7 @@ use podcheckpoint_crds::{DeletionPolicy, PodCheckpointStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::guest::dump::Place;
+use crate::node::runtime_files::RuntimeFiles;
 use crate::sandbox::Sentry;
 use crate::vm::Handle;
 
@@ -35,6 +36,9 @@ pub struct Entry {
     /// gVisor's kernel that may be writing.
     #[serde(default)]
     pub sentry: Option<Sentry>,
+    /// What the runtime may be writing.
+    #[serde(default)]
+    pub files: Option<RuntimeFiles>,
     /// The guest in which CRIU may be at work.
     #[serde(default)]
     pub guest: Option<Place>,
@@ -190,6 +194,7 @@ mod tests {
             deletion_policy: DeletionPolicy::Delete,
             machine: None,
             sentry: None,
+            files: None,
             guest: None,
             pids: vec![TargetProcess {
                 container_id: "c1".into(),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use podcheckpoint_crds::conditions::Verdict;
 use podcheckpoint_crds::{
@@ -28,6 +29,7 @@ use crate::node::cri::{Container, Cri, CriError, Sandbox};
 use crate::node::kubelet::{Kubelet, KubeletError};
 use crate::node::process::{SourceState, Target, TargetError, source_state};
 use crate::node::release::correct_books;
+use crate::node::runtime_files::RuntimeFiles;
 use crate::node::tasks::{Tasks, TasksError};
 use crate::node::watchdog::Watchdog;
 use crate::plan::{self, Plan};
@@ -130,6 +132,22 @@ struct Inspection {
 impl Inspection {
     fn freezers(&self) -> Vec<Freezer> {
         self.subjects.iter().map(|s| s.target.freezer.clone()).collect()
+    }
+
+    /// What the runtime is about to write, unless it only does what it is told step by step.
+    fn files(&self) -> Option<RuntimeFiles> {
+        let (namespace, pod) = (&self.sandbox.namespace, &self.sandbox.name);
+        let of_kubelet = |s: &Subject| RuntimeFiles::of_kubelet(namespace, pod, &s.container.name);
+        let kubelet = match self.plan.method {
+            Method::Kubelet => self.subjects.iter().map(of_kubelet).collect(),
+            Method::Cri => Vec::new(),
+            _ => return None,
+        };
+        Some(RuntimeFiles {
+            containers: self.subjects.iter().map(|s| s.container.id.clone()).collect(),
+            kubelet,
+            since: Timestamp::now(),
+        })
     }
 }
 
@@ -644,6 +662,10 @@ pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
     if let Some(sentry) = &entry.sentry {
         gvisor::release(sentry, &entry.uid).await;
     }
+    if let Some(files) = entry.files.clone() {
+        // The archive's folder is gone: the runtime cannot make a file in it.
+        files.clear(|| ()).await;
+    }
     // A guest takes back by itself whatever an agent that is gone had begun.
     let held = Held::new(
         &entry.uid,
@@ -917,7 +939,8 @@ async fn checkpoint(
     let folder = context.folder(&uid);
     let not_writable = |error: ArchiveError| Stop::new(Step::Archive, error.reason(), describe(&error));
     archive::prepare(&folder).map_err(not_writable)?;
-    begin(context, object, &uid, found)?;
+    let files = found.files();
+    begin(context, object, &uid, found, files.clone())?;
     if let Some(machine) = &found.machine {
         let result = machine
             .checkpoint(context, object, &folder, report, cancelled)
@@ -948,6 +971,10 @@ async fn checkpoint(
     // A CRIU that has seized the processes thaws them: from then on only CRIU knows how long they stand still.
     frozen = frozen.max(longest_by_criu(report));
     report.status.frozen = (!frozen.is_zero()).then(|| human_duration(frozen));
+    if let (Err(_), Some(files)) = (&result, files) {
+        let folder = folder.clone();
+        files.clear(move || remove_all_but_logs(&folder)).await;
+    }
     keep_or_remove(result, &uid, &folder, report)
 }
 
@@ -972,7 +999,13 @@ fn keep_or_remove(
 }
 
 /// From here on the target may be touched, and the journal knows it.
-fn begin(context: &Context, object: &PodCheckpoint, uid: &str, found: &Inspection) -> Result<(), Stop> {
+fn begin(
+    context: &Context,
+    object: &PodCheckpoint,
+    uid: &str,
+    found: &Inspection,
+    files: Option<RuntimeFiles>,
+) -> Result<(), Stop> {
     let process = |s: &Subject| TargetProcess {
         container_id: s.container.id.clone(),
         pid: s.target.pid,
@@ -986,6 +1019,7 @@ fn begin(context: &Context, object: &PodCheckpoint, uid: &str, found: &Inspectio
         pids: found.subjects.iter().map(process).collect(),
         machine: found.machine.as_ref().map(|machine| machine.handle()),
         sentry: found.gvisor.as_ref().map(|sandbox| sandbox.sentry()),
+        files,
         guest: found.guest.as_ref().map(|guest| guest.place(object)),
         result: None,
     };

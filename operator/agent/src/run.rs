@@ -599,6 +599,7 @@ fn bare_entry(object: &PodCheckpoint) -> Entry {
         pids: Vec::new(),
         machine: None,
         sentry: None,
+        files: None,
         guest: None,
         result: None,
     }

@@ -4,9 +4,11 @@ pub mod cgroup;
 pub mod cri;
 mod grpc;
 pub mod kubelet;
+pub(crate) mod nodefs;
 pub mod probe;
 pub mod process;
 pub mod release;
+pub mod runtime_files;
 pub mod tasks;
 pub mod watchdog;
 

@@ -7,7 +7,6 @@ pub mod apparmor;
 pub mod journal;
 pub mod kernelfs;
 pub mod module;
-mod nodefs;
 pub mod plan;
 pub mod seccomp;
 pub mod setting;

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::system::{delete_module, finit_module};
 
 use super::kernelfs::KernelFs;
-use super::nodefs::{self, NODE_ROOT};
+use crate::node::nodefs::{self, NODE_ROOT};
 
 /// The file is compressed, linux/module.h.
 const COMPRESSED: i32 = 4;

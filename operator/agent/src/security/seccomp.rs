@@ -13,11 +13,9 @@ use podcheckpoint_crds::{Patch, PatchKind};
 use rustix::fs::{Mode, mkdirat};
 use serde_json::Value;
 
-use super::nodefs::{self, NODE_ROOT};
 use crate::journal::write_bytes_synced;
+use crate::node::nodefs::{self, KUBELET, NODE_ROOT};
 
-/// The kubelet's own folder, where it is not told another one.
-const KUBELET: &str = "var/lib/kubelet";
 /// Where it looks for Localhost profiles, below that.
 const SECCOMP: &str = "seccomp";
 /// Our folder there.

@@ -9,6 +9,9 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, openat2};
 /// The root folder of the node: that of its first process.
 pub const NODE_ROOT: &str = "/proc/1/root";
 
+/// The kubelet's own folder below it, where it is not told another one.
+pub const KUBELET: &str = "var/lib/kubelet";
+
 /// Opens a file or folder below `root` for reading. It belongs to root, or to whom this process runs as, and nobody else may
 /// write to it.
 ///
