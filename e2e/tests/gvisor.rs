@@ -70,6 +70,9 @@ fn a_pod_of_two_containers_on_gvisors_kernel_is_saved_whole_and_its_archive_goes
     let (other, none) = ("OciRuntimeUnsupported", "MethodUnavailable");
     assert_eq!(skipped, [other, other, other, none, none], "{status:#}");
     assert_eq!(status["checkpointedContainers"].as_array().map(Vec::len), Some(2));
+    let looks = status["findings"].as_array().into_iter().flatten();
+    let rooms = looks.filter(|finding| finding["check"] == "archive root").count();
+    assert_eq!(rooms, 1, "{status:#}");
     let archive = archive(&status, "main");
     on_node(
         "node1",

@@ -75,7 +75,8 @@ fn lockdown_is_no_cause_and_yama_3_is_one_that_only_a_reboot_removes() -> Result
 fn a_power_failure_in_the_middle_of_a_change_leaves_nothing_in_force() -> Result<()> {
     let namespace = Namespace::new("power")?;
     namespace.pod("heavy", "node2", &[("main", HEAVY)])?;
-    namespace.count("heavy", "main")?;
+    // Filling its memory takes a machine without hardware help a while.
+    eventually(Duration::from_secs(240), || namespace.count("heavy", "main"))?;
     let uid = get(&namespace.0, "pod", "heavy")?["metadata"]["uid"].clone();
     let freeze = format!(
         "for d in /sys/fs/cgroup/kubepods/*/pod{}/*/; do grep -q . $d/cgroup.procs || continue

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use podcheckpoint_crds::conditions::Verdict;
 use podcheckpoint_crds::{
@@ -135,7 +135,7 @@ impl Inspection {
     }
 
     /// What the runtime is about to write, unless it only does what it is told step by step.
-    fn files(&self) -> Option<RuntimeFiles> {
+    fn files(&self, object: &PodCheckpoint) -> Option<RuntimeFiles> {
         let (namespace, pod) = (&self.sandbox.namespace, &self.sandbox.name);
         let of_kubelet = |s: &Subject| RuntimeFiles::of_kubelet(namespace, pod, &s.container.name);
         let kubelet = match self.plan.method {
@@ -143,10 +143,12 @@ impl Inspection {
             Method::Cri => Vec::new(),
             _ => return None,
         };
+        let since = Timestamp::now();
         Some(RuntimeFiles {
             containers: self.subjects.iter().map(|s| s.container.id.clone()).collect(),
             kubelet,
-            since: Timestamp::now(),
+            since,
+            until: since + SignedDuration::from_secs(object.spec.timeout_seconds.into()),
         })
     }
 }
@@ -746,7 +748,8 @@ async fn inspect(context: &Context, object: &PodCheckpoint, report: &mut Report)
         true => Vec::new(),
         false => containers.into_iter().map(subject).collect::<Result<_, _>>()?,
     };
-    if machine.is_none() && guest.is_none() {
+    // What saves a sandbox as a whole looks for room by itself.
+    if !subjects.is_empty() {
         check_target(context, &plan, &subjects, report).await?;
     }
     Ok(Inspection {
@@ -939,7 +942,7 @@ async fn checkpoint(
     let folder = context.folder(&uid);
     let not_writable = |error: ArchiveError| Stop::new(Step::Archive, error.reason(), describe(&error));
     archive::prepare(&folder).map_err(not_writable)?;
-    let files = found.files();
+    let files = found.files(object);
     begin(context, object, &uid, found, files.clone())?;
     if let Some(machine) = &found.machine {
         let result = machine

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capability;
 use crate::journal::{DISK, Entry, aside, write_synced};
+use crate::node::runtime_files::RuntimeFiles;
 use crate::operation::{self, Context, remove_folder};
 use crate::report::{Report, ReportError};
 use crate::security;
@@ -389,16 +390,24 @@ impl Agent {
     /// Beside the loop: a disk that hangs must not keep the agent from other objects.
     fn remove_orphan(&self, uid: String) {
         let context = self.context.clone();
-        tokio::task::spawn_blocking(move || remove_orphan(&context, &uid));
+        tokio::spawn(async move {
+            let written = tokio::task::spawn_blocking(move || remove_orphan(&context, &uid)).await;
+            if let Ok(Some(files)) = written {
+                files.clear(|| ()).await;
+            }
+        });
     }
 
-    /// After a whole list: archives whose objects went away while no agent was here.
+    /// After a whole list: what belongs to objects that went away while no agent was here.
     fn sweep(&mut self) {
         self.concluded.retain(|uid| self.listed.contains(uid));
         let folders = std::fs::read_dir(self.context.archive_root.join("checkpoints"));
         let folders = folders.into_iter().flatten().flatten();
         let archives = folders.filter_map(|folder| folder.file_name().into_string().ok());
-        for uid in archives.chain(self.context.security.profiles().uids()) {
+        let begun = self.context.journal.entries().into_iter().map(|entry| entry.uid);
+        let profiles = self.context.security.profiles().uids();
+        let all: HashSet<String> = archives.chain(begun).chain(profiles).collect();
+        for uid in all {
             if !self.listed.contains(&uid) && !self.running.contains_key(&uid) {
                 self.remove_orphan(uid);
             }
@@ -406,15 +415,17 @@ impl Agent {
     }
 }
 
-/// Deletes what is left of an object that is gone, unless its archive is complete and to be kept.
-fn remove_orphan(context: &Context, uid: &str) {
+/// Deletes what is left of an object that is gone, unless its archive is complete and to be kept. Gives what the runtime may
+/// still be writing for it.
+fn remove_orphan(context: &Context, uid: &str) -> Option<RuntimeFiles> {
     if let Err(error) = context.security.profiles().remove(uid) {
         tracing::error!(%error, uid, "a seccomp profile of an object that is gone is still there");
     }
     let folder = context.folder(uid);
     if keeps(&folder) {
-        return;
+        return None;
     }
+    let entry = context.journal.read(uid).ok().flatten();
     if folder.exists() {
         tracing::info!(uid, "deleting the archive of an object that is gone");
     }
@@ -422,6 +433,7 @@ fn remove_orphan(context: &Context, uid: &str) {
     if let Err(error) = context.journal.remove(uid) {
         tracing::error!(%error, "journal");
     }
+    entry.filter(|entry| entry.result.is_none())?.files
 }
 
 /// The note beside a complete archive that says what happens to it.

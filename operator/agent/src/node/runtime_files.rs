@@ -36,6 +36,8 @@ pub struct RuntimeFiles {
     pub kubelet: Vec<String>,
     /// When the runtime was asked first.
     pub since: Timestamp,
+    /// The deadline: after it, nothing was asked for.
+    pub until: Timestamp,
 }
 
 impl RuntimeFiles {
@@ -47,9 +49,9 @@ impl RuntimeFiles {
     /// Called when nobody waits for the runtime any more. Returns when it has ended its work and what it wrote is deleted, or
     /// after ten seconds; then that goes on beside everything else, and `afterwards` is done at its end.
     pub async fn clear(self, afterwards: impl FnOnce() + Send + 'static) {
-        let until = Timestamp::now();
+        let until = self.until.min(Timestamp::now());
         let mut work = tokio::spawn(async move {
-            self.clear_below(Path::new(NODE_ROOT), until).await;
+            Self { until, ..self }.clear_below(Path::new(NODE_ROOT)).await;
             afterwards();
         });
         if tokio::time::timeout(PATIENCE, &mut work).await.is_err() {
@@ -59,12 +61,12 @@ impl RuntimeFiles {
         }
     }
 
-    async fn clear_below(&self, root: &Path, until: Timestamp) {
+    async fn clear_below(mut self, root: &Path) {
         let started = tokio::time::Instant::now();
         loop {
             // Looked at first: what it writes at its very end must not be missed.
             let at_work = self.is_at_work(root);
-            match self.remove(root, until) {
+            match self.remove(root) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::error!(%error, "what the kubelet has written cannot be deleted");
                 }
@@ -88,33 +90,38 @@ impl RuntimeFiles {
         places.any(|place| place.exists())
     }
 
-    /// Deletes what the kubelet has named between the first call and `until`. It has no other sign of whose file it is.
-    fn remove(&self, root: &Path, until: Timestamp) -> io::Result<()> {
+    /// Deletes the kubelet's file for each container, once. Its name is the only sign of whose file it is: it is the first
+    /// one that was named after the runtime was asked.
+    fn remove(&mut self, root: &Path) -> io::Result<()> {
         if self.kubelet.is_empty() {
             return Ok(());
         }
         let folder = nodefs::open(root, &format!("{KUBELET}/checkpoints"))?;
-        for entry in Dir::read_from(&folder)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy();
-            if self.is_ours(&name, until) {
-                tracing::info!(%name, "deleting what the kubelet wrote for a checkpoint that was called off");
-                unlinkat(&folder, entry.file_name(), AtFlags::empty())?;
-            }
+        let names = Dir::read_from(&folder)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()?;
+        for begin in std::mem::take(&mut self.kubelet) {
+            let Some(name) = self.first_of(&begin, &names) else {
+                self.kubelet.push(begin);
+                continue;
+            };
+            tracing::info!(
+                name,
+                "deleting what the kubelet wrote for a checkpoint that was called off"
+            );
+            unlinkat(&folder, name, AtFlags::empty())?;
         }
         Ok(())
     }
 
-    fn is_ours(&self, name: &str, until: Timestamp) -> bool {
-        let time_of = |begin: &String| {
-            let time = name.strip_prefix(begin.as_str())?.strip_suffix(".tar")?;
-            time.parse::<Timestamp>().ok()
-        };
-        let times = self.kubelet.iter().filter_map(time_of);
-        let since = self.since.as_second();
-        times
-            .into_iter()
-            .any(|time| (since..=until.as_second()).contains(&time.as_second()))
+    fn first_of<'a>(&self, begin: &str, names: &'a [String]) -> Option<&'a str> {
+        let asked = self.since.as_second()..=self.until.as_second();
+        let ours = names.iter().filter_map(|name| {
+            let time = name.strip_prefix(begin)?.strip_suffix(".tar")?;
+            let second = time.parse::<Timestamp>().ok()?.as_second();
+            asked.contains(&second).then_some((second, name.as_str()))
+        });
+        Some(ours.min()?.1)
     }
 }
 
@@ -131,15 +138,20 @@ mod tests {
             containers: vec!["c1".into()],
             kubelet: vec![RuntimeFiles::of_kubelet("shop", "cart", "main")],
             since: at("2026-01-01T10:00:00.7Z"),
+            until: at("2026-01-01T10:00:05Z"),
         }
     }
 
     #[test]
-    fn only_what_the_kubelet_named_during_the_checkpoint_of_this_container_is_ours() {
-        let until = at("2026-01-01T10:00:05Z");
-        let is_ours = |name: &str| files().is_ours(name, until);
-        assert!(is_ours("checkpoint-cart_shop-main-2026-01-01T10:00:00Z.tar"));
-        assert!(is_ours("checkpoint-cart_shop-main-2026-01-01T11:00:05+01:00.tar"));
+    fn the_first_file_that_the_kubelet_named_during_the_checkpoint_of_this_container_is_ours() {
+        let first = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            files().first_of(&files().kubelet[0], &names).map(str::to_owned)
+        };
+        let ours = "checkpoint-cart_shop-main-2026-01-01T10:00:00Z.tar";
+        let later = "checkpoint-cart_shop-main-2026-01-01T11:00:05+01:00.tar";
+        assert_eq!(first(&[later]).as_deref(), Some(later));
+        assert_eq!(first(&[later, ours]).as_deref(), Some(ours));
         for other in [
             "checkpoint-cart_shop-main-2026-01-01T09:59:59Z.tar",
             "checkpoint-cart_shop-main-2026-01-01T10:00:06Z.tar",
@@ -148,7 +160,7 @@ mod tests {
             "checkpoint-cart_shop-main-.tar",
             "somebody's.tar",
         ] {
-            assert!(!is_ours(other), "{other}");
+            assert_eq!(first(&[other]), None);
         }
     }
 
@@ -161,16 +173,18 @@ mod tests {
             .join("var/lib/containerd/io.containerd.grpc.v1.cri/containers/c1/ctrd-checkpoint");
         std::fs::create_dir_all(&of_kubelet).unwrap();
         std::fs::create_dir_all(&at_work).unwrap();
-        let others = of_kubelet.join("checkpoint-cart_shop-main-2025-01-01T10:00:01Z.tar");
-        std::fs::write(&others, "x").unwrap();
+        // Of somebody who asked the kubelet a second later.
+        let others = of_kubelet.join("checkpoint-cart_shop-main-2026-01-01T10:00:02Z.tar");
         let late = of_kubelet.join("checkpoint-cart_shop-main-2026-01-01T10:00:01Z.tar");
-        let (write, end) = (late.clone(), at_work.clone());
+        let (write, end, theirs) = (late.clone(), at_work.clone(), others.clone());
         let runtime = tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(3)).await;
             std::fs::write(write, "memory").unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            std::fs::write(theirs, "memory").unwrap();
             std::fs::remove_dir(end).unwrap();
         });
-        files().clear_below(root.path(), at("2026-01-01T10:00:05Z")).await;
+        files().clear_below(root.path()).await;
         assert!(runtime.is_finished() && !at_work.exists());
         assert!(!late.exists() && others.exists());
     }
@@ -181,7 +195,7 @@ mod tests {
         let stale = "var/lib/containerd/io.containerd.grpc.v1.cri/containers/c1/ctrd-checkpoint";
         std::fs::create_dir_all(root.path().join(stale)).unwrap();
         let started = tokio::time::Instant::now();
-        files().clear_below(root.path(), at("2026-01-01T10:00:05Z")).await;
+        files().clear_below(root.path()).await;
         assert!(started.elapsed() >= LIMIT);
     }
 }
