@@ -25,7 +25,7 @@ use crate::{Finding, Method, Patch, SkippedMethod};
     derive = "PartialEq",
     derive = "Default",
     shortname = "ckn",
-    category = "podcheckpoint",
+    category = "checkpointing",
     printcolumn(
         name = "Ready",
         type_ = "string",

@@ -27,7 +27,7 @@ pub const DEFAULT_TIMEOUT_SECONDS: i32 = 300;
     derive = "PartialEq",
     derive = "Default",
     shortname = "pckpt",
-    category = "podcheckpoint",
+    category = "checkpointing",
     selectable = ".status.nodeName",
     selectable = ".spec.sourcePodName",
     printcolumn(
