@@ -615,7 +615,7 @@ fn describe_source(state: Option<SourceState>) -> (Verdict, Reason, String) {
 
 /// Makes containers run that an earlier agent may have left frozen: first by the kernel, which always works, then in
 /// the runtime's books, without which `kubectl exec` would go on being refused.
-pub async fn release(context: &Context, freezers: &[Freezer]) {
+async fn release(context: &Context, freezers: &[Freezer]) {
     for freezer in freezers {
         if let Err(error) = freezer.thaw() {
             tracing::error!(%error, "cannot thaw");
@@ -632,29 +632,34 @@ pub async fn release(context: &Context, freezers: &[Freezer]) {
 }
 
 /// The containers of an interrupted checkpoint that still run, each with whether somebody else had frozen it before.
-fn left_by(entry: &Entry) -> (Vec<Freezer>, Vec<bool>) {
+fn left_by(entry: &Entry) -> Vec<(Freezer, bool)> {
     let open = |process: &TargetProcess| {
         let target = Target::open(process.pid, &process.container_id).ok()?;
         Some((target.freezer, process.frozen_before))
     };
-    entry.pids.iter().filter_map(open).unzip()
+    entry.pids.iter().filter_map(open).collect()
 }
 
-/// Before an agent puts settings back: the containers of an interrupted checkpoint that nobody else wants frozen now.
-pub fn to_be_released(context: &Context, entry: &Entry) -> Vec<Freezer> {
-    let (freezers, frozen_before) = left_by(entry);
-    let all = freezers.into_iter().zip(frozen_before);
+/// Thaws the containers of an interrupted checkpoint that nobody else wants frozen now.
+pub async fn release_left(context: &Context, entry: &Entry) {
+    release_unwanted(context, &left_by(entry)).await;
+}
+
+async fn release_unwanted(context: &Context, left: &[(Freezer, bool)]) {
     // An earlier agent may have frozen it again, and not have lived to say so.
-    all.filter(|(freezer, before)| !before || context.security.keeps_thawed(freezer))
-        .map(|(freezer, _)| freezer)
-        .collect()
+    let ours = left
+        .iter()
+        .filter(|(freezer, before)| !before || context.security.keeps_thawed(freezer));
+    let freezers: Vec<Freezer> = ours.map(|(freezer, _)| freezer.clone()).collect();
+    release(context, &freezers).await;
 }
 
 /// Thaws what an earlier agent may have left frozen, and says what the target does now. The settings have been put back.
 pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
-    let (freezers, frozen_before) = left_by(entry);
+    let left = left_by(entry);
     let put_back = context.security.recovered(&entry.uid);
-    release(context, &to_be_released(context, entry)).await;
+    release_unwanted(context, &left).await;
+    let (freezers, frozen_before): (Vec<Freezer>, Vec<bool>) = left.into_iter().unzip();
     let message = "the agent was restarted in the middle of the checkpoint; partial files have been deleted";
     failed(report, &Stop::new(Step::Dump, Reason::AgentInterrupted, message));
     if let Some(machine) = &entry.machine {

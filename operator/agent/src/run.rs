@@ -252,8 +252,7 @@ impl Agent {
                 namespace = entry.namespace,
                 "releasing after an interrupted checkpoint"
             );
-            let freezers = operation::to_be_released(&self.context, &entry);
-            operation::release(&self.context, &freezers).await;
+            operation::release_left(&self.context, &entry).await;
             if let Some(machine) = &entry.machine {
                 operation::machine::release(machine).await;
             }
