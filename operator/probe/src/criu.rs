@@ -1,7 +1,7 @@
 //! CRIU on this machine: where it is, its version, and what `criu check --all` says, under a deadline. It runs beside
 //! the ladder. It looks at the kernel anew: a cache in /run that was written under other circumstances is covered up,
-//! and nothing of the machine is changed. Where there is time it is run again with a copy of that cache, by which the
-//! runtime's CRIU goes.
+//! and nothing of the machine is changed. Where nobody waits for a verdict on a target it is run again with a copy of that
+//! cache, by which the runtime's CRIU goes.
 
 use std::fs;
 use std::io::Read;
@@ -49,9 +49,9 @@ pub struct Place {
     pub program: Option<PathBuf>,
     /// Folders to look in, in this order; the usual ones when there are none.
     pub folders: Vec<PathBuf>,
-    /// How long its check may take.
+    /// How long its check may take, and the one with the cache again as long.
     pub limit: Duration,
-    /// Check again, within the limit, with the cache that is there.
+    /// Check again with the cache that is there.
     pub cached: bool,
     /// A process whose mount, network, IPC and host name namespaces are entered first: the host's first one, from a
     /// container.
@@ -168,14 +168,13 @@ fn cover_cache(cache: Option<&[u8]>) -> nix::Result<()> {
 }
 
 impl Running {
-    /// Waits for the end of the check, but never past its limit. `None` when it could not be started.
+    /// Waits for the end of each check, but never past its limit. `None` when it could not be started.
     pub fn finish(self) -> Option<Criu> {
-        let until = self.started + self.place.limit;
-        let mut criu = conclude(self.child?, self.started, until);
+        let mut criu = conclude(self.child?, self.started, self.started + self.place.limit);
         if self.place.cached && criu.path.is_some() && criu.status.is_some() {
             let started = Instant::now();
             let again = begin(&self.place, true).ok();
-            let again = again.map(|child| conclude(child, started, until));
+            let again = again.map(|child| conclude(child, started, started + self.place.limit));
             // Without a path there was no cache.
             criu.with_cache = again.filter(|again| again.path.is_some()).map(Box::new);
         }

@@ -284,6 +284,16 @@ proptest! {
     }
 
     #[test]
+    fn a_cache_that_was_only_too_slow_to_be_compared_changes_no_verdict(seen in observations(), criu in criu()) {
+        let slow = Criu { waiting: vec!["criu: state R".into()], status: None, ..criu.clone() };
+        let with = |cached: Option<Criu>| {
+            let criu = Some(Criu { with_cache: cached.map(Box::new), ..criu.clone() });
+            verdict(&Observations { criu, ..seen.clone() })
+        };
+        prop_assert_eq!(with(Some(slow)), with(None));
+    }
+
+    #[test]
     fn observations_survive_being_recorded(seen in observations()) {
         let text = serde_json::to_string(&seen).expect("JSON");
         let again: Observations = serde_json::from_str(&text).expect("observations");

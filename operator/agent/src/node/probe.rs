@@ -11,9 +11,9 @@ use tokio::process::Command;
 
 /// Where the probe is in the agent's image, unless PODCHECKPOINT_PROBE says otherwise.
 const PROGRAM: &str = "/podcheckpoint-probe";
-/// The probe answers within two seconds, with CRIU's own check within six; after this it is not believed to answer at
-/// all.
-const LIMIT: Duration = Duration::from_secs(8);
+/// The probe answers within two seconds, with CRIU's own two checks within twelve; after this it is not believed to
+/// answer at all.
+const LIMIT: Duration = Duration::from_secs(14);
 
 /// The probe gave no observations.
 #[derive(Debug, thiserror::Error)]
