@@ -10,10 +10,11 @@ use podcheckpoint_probe::verdict::verdict;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Context, Stop, WATCHDOG_GRACE, describe, describe_archive, describe_source as source, human_bytes,
-    human_duration, late, longest_by_criu, look_for_room, store, write_container,
-};
+use super::conclude::describe_source as source;
+use super::containers::{late, longest_by_criu, write_container};
+use super::inspect::look_for_room;
+use super::keep::{describe, describe_archive, store};
+use super::{Context, Stop, WATCHDOG_GRACE};
 use crate::archive::{self, ArchiveError, Identity};
 use crate::guest::dump::{DumpError, Now, Order, Place};
 use crate::guest::survey::{self, Inner, Survey};
@@ -23,6 +24,7 @@ use crate::node::process::SourceState;
 use crate::report::Report;
 use crate::sandbox::{Machine, Recognised, Vsock};
 use crate::validate;
+use crate::words::{human_bytes, human_duration};
 
 /// How long a guest may take to be as it was: it waits for CRIU, and then for the kernel.
 const SETTLE: Duration = Duration::from_secs(15);

@@ -7,7 +7,9 @@ use podcheckpoint_crds::conditions::Verdict;
 use podcheckpoint_crds::{ArchiveFormat, ConditionType, PodCheckpoint, Reason, Step};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Stop, Whole, describe, look_for_room, note};
+use super::inspect::{look_for_room, note};
+use super::keep::{Whole, describe};
+use super::{Context, Stop};
 use crate::archive::{self, ArchiveError};
 use crate::gvisor::archive::{Member, Of};
 use crate::gvisor::save::{self, Seen};

@@ -7,7 +7,9 @@ use podcheckpoint_crds::conditions::Verdict;
 use podcheckpoint_crds::{ArchiveFormat, ConditionType, PodCheckpoint, Reason, SandboxKind, Step};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Stop, Whole, describe, note};
+use super::inspect::note;
+use super::keep::{Whole, describe};
+use super::{Context, Stop};
 use crate::archive::{self, ArchiveError};
 use crate::node::cri::{Container, Sandbox};
 use crate::report::Report;

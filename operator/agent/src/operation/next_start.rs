@@ -48,7 +48,7 @@ impl Planned {
 }
 
 fn plan(object: &PodCheckpoint, found: &Inspection) -> Option<Planned> {
-    let containers = found.subjects.iter().map(|subject| &subject.container);
+    let containers = found.subjects().iter().map(|subject| &subject.container);
     let profile = |container: &crate::node::cri::Container| {
         let profile = seccomp::without_listener(container.spec.as_ref()?)?;
         Some((container.name.clone(), profile))
