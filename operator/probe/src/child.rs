@@ -38,17 +38,18 @@ pub enum Ending {
 #[error("a child process cannot be started: {0}")]
 pub struct ChildError(#[from] nix::errno::Errno);
 
-/// Runs `work` in a child, hands what it writes to `heard` as it comes, and calls `silent` with the child's number
-/// before it is killed for its silence, while both tasks can still be looked at.
+/// A child at work.
+#[derive(Debug)]
+pub struct Child {
+    pid: i32,
+    reader: OwnedFd,
+}
+
+/// Starts `work` in a child. What it writes waits in a pipe until [`Child::attend`].
 ///
 /// # Errors
 /// When there is no room for a process or a pipe.
-pub fn run(
-    limits: Limits,
-    work: impl FnOnce(&mut File),
-    mut heard: impl FnMut(&[u8]),
-    silent: impl FnOnce(i32),
-) -> Result<Ending, ChildError> {
+pub fn start(work: impl FnOnce(&mut File)) -> Result<Child, ChildError> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     match sys::fork().map_err(nix::errno::Errno::from_raw)? {
         Fork::Child => {
@@ -56,22 +57,44 @@ pub fn run(
             work(&mut File::from(writer));
             sys::exit(0)
         }
-        Fork::Parent(pid) => {
-            drop(writer);
-            let over = listen(reader, limits, &mut heard);
-            Ok(match over {
-                Over::Closed => reap(pid, limits.silence, silent),
-                Over::Silent => {
-                    silent(pid);
-                    Ending::Silent(end(pid))
-                }
-                Over::Late => {
-                    end(pid);
-                    Ending::Late
-                }
-            })
+        Fork::Parent(pid) => Ok(Child { pid, reader }),
+    }
+}
+
+impl Child {
+    /// Ends a child whose answer does not matter any more.
+    pub fn abandon(self) {
+        end(self.pid);
+    }
+
+    /// Hands what the child writes to `heard` as it comes, and calls `silent` with its number before it is killed for its
+    /// silence, while both tasks can still be looked at. The limits begin now.
+    pub fn attend(self, limits: Limits, mut heard: impl FnMut(&[u8]), silent: impl FnOnce(i32)) -> Ending {
+        match listen(self.reader, limits, &mut heard) {
+            Over::Closed => reap(self.pid, limits.silence, silent),
+            Over::Silent => {
+                silent(self.pid);
+                Ending::Silent(end(self.pid))
+            }
+            Over::Late => {
+                end(self.pid);
+                Ending::Late
+            }
         }
     }
+}
+
+/// [`start`] and [`Child::attend`].
+///
+/// # Errors
+/// As [`start`].
+pub fn run(
+    limits: Limits,
+    work: impl FnOnce(&mut File),
+    heard: impl FnMut(&[u8]),
+    silent: impl FnOnce(i32),
+) -> Result<Ending, ChildError> {
+    Ok(start(work)?.attend(limits, heard, silent))
 }
 
 enum Over {

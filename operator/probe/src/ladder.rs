@@ -5,7 +5,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::child::{self, ChildError, Ending, Limits};
+use crate::child::{self, Child, ChildError, Ending, Limits};
 use crate::criu;
 use crate::facts;
 use crate::inject;
@@ -51,6 +51,11 @@ pub fn climb(request: &Request, tell: &mut dyn FnMut(Event<'_>)) -> Result<Obser
     let started = Instant::now();
     let log = KernelLog::open();
     let criu = request.criu.as_ref().map(criu::start);
+    // What needs no target is tried while the target is looked at.
+    let machine = Machine {
+        controls: child::start(rungs::controls)?,
+        own: child::start(rungs::own_child)?,
+    };
     let selinux = Selinux::open();
     let tracer = facts::tracer(selinux.as_ref());
     let mut climber = Climber {
@@ -66,7 +71,7 @@ pub fn climb(request: &Request, tell: &mut dyn FnMut(Event<'_>)) -> Result<Obser
         },
         tell,
     };
-    climber.run(request)?;
+    climber.run(request, machine)?;
     let mut seen = climber.seen;
     seen.denials = log.denials();
     if let Some(running) = criu {
@@ -79,14 +84,20 @@ pub fn climb(request: &Request, tell: &mut dyn FnMut(Event<'_>)) -> Result<Obser
     Ok(seen)
 }
 
+/// The rungs that need no target.
+struct Machine {
+    controls: Child,
+    own: Child,
+}
+
 struct Climber<'a> {
     seen: Observations,
     tell: &'a mut dyn FnMut(Event<'_>),
 }
 
 impl Climber<'_> {
-    fn run(&mut self, request: &Request) -> Result<(), ChildError> {
-        if let Some(why) = self.machine()? {
+    fn run(&mut self, request: &Request, machine: Machine) -> Result<(), ChildError> {
+        if let Some(why) = self.machine(machine) {
             self.skip_targets(why);
             return Ok(());
         }
@@ -108,20 +119,23 @@ impl Climber<'_> {
         Ok(())
     }
 
-    /// Everything that needs no target; why no target may be touched, if so.
-    fn machine(&mut self) -> Result<Option<&'static str>, ChildError> {
-        self.rung(SILENCE, rungs::controls)?;
+    /// Why no target may be touched, if so.
+    fn machine(&mut self, machine: Machine) -> Option<&'static str> {
+        self.attend(SILENCE, machine.controls);
         if self.failed(Subject::Control) {
-            return Ok(Some("the machine's own controls failed"));
+            // What does not even work without ptrace says nothing about it.
+            machine.own.abandon();
+            let unreached = |r: &Record| r.step == Step::Reach && !matches!(r.end, End::Done(_));
+            return Some(if self.seen.steps.iter().any(unreached) {
+                "ptrace does not reach the kernel"
+            } else {
+                "the machine's own controls failed"
+            });
         }
-        self.rung(SILENCE, rungs::reach)?;
-        if self.failed(Subject::Control) {
-            return Ok(Some("ptrace does not reach the kernel"));
-        }
-        self.rung(SILENCE, rungs::own_child)?;
+        self.attend(SILENCE, machine.own);
         let stalled = |record: &Record| matches!(record.end, End::Stalled(_));
         let hangs = self.seen.steps.iter().any(stalled);
-        Ok(hangs.then_some("ptrace hangs even on a child of the probe's own"))
+        hangs.then_some("ptrace hangs even on a child of the probe's own")
     }
 
     /// The one rung that changes something, and only where every other one was taken without a failure.
@@ -162,6 +176,12 @@ impl Climber<'_> {
 
     /// Runs one rung in a child and records what it told.
     fn rung(&mut self, total: Duration, work: impl FnOnce(&mut fs::File)) -> Result<(), ChildError> {
+        self.attend(total, child::start(work)?);
+        Ok(())
+    }
+
+    /// Records what a child tells.
+    fn attend(&mut self, total: Duration, child: Child) {
         let limits = Limits {
             silence: SILENCE.min(total),
             total,
@@ -177,17 +197,16 @@ impl Climber<'_> {
                     record(&mut self.seen, &message);
                 }
             };
-            child::run(limits, work, heard, |tracer| {
+            child.attend(limits, heard, |tracer| {
                 let tid = pending_at_silence.get().map_or(0, |message| message.tid);
                 stall = Some(look(tracer, tid));
-            })?
+            })
         };
-        self.conclude(ending, pending, stall);
-        Ok(())
+        self.conclude(ending, pending, stall, total);
     }
 
     /// What the end of a child says about the step that it had announced and not finished.
-    fn conclude(&mut self, ending: Ending, pending: Option<Message>, stall: Option<Stall>) {
+    fn conclude(&mut self, ending: Ending, pending: Option<Message>, stall: Option<Stall>, total: Duration) {
         let end = match ending {
             Ending::Exited(_) => return,
             Ending::Killed(signal) => End::Killed(signal),
@@ -197,8 +216,8 @@ impl Climber<'_> {
             })),
             Ending::Late => {
                 self.seen.gaps.push(format!(
-                    "not every thread was reached within {} ms",
-                    TARGETS.as_millis()
+                    "not every step was taken within {} ms",
+                    total.as_millis()
                 ));
                 return;
             }

@@ -134,8 +134,9 @@ pub fn all() -> Vec<i32> {
     numbers("/proc")
 }
 
-/// A process and everything below it, parents first.
+/// A process and everything below it, parents first, without this process and what it has started.
 pub fn tree(root: i32) -> Vec<i32> {
+    let own = std::process::id().cast_signed();
     let mut found = vec![root];
     let mut next = 0;
     while let Some(pid) = found.get(next).copied() {
@@ -145,7 +146,8 @@ pub fn tree(root: i32) -> Vec<i32> {
             let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
             found.extend(
                 text.split_whitespace()
-                    .filter_map(|child| child.parse::<i32>().ok()),
+                    .filter_map(|child| child.parse::<i32>().ok())
+                    .filter(|child| *child != own),
             );
         }
     }
@@ -156,6 +158,7 @@ pub fn tree(root: i32) -> Vec<i32> {
 }
 
 fn tree_by_parents(root: i32) -> Vec<i32> {
+    let own = std::process::id().cast_signed();
     let parents: Vec<(i32, i32)> = all()
         .into_iter()
         .filter_map(|pid| Some((pid, stat(pid)?.parent)))
@@ -167,7 +170,7 @@ fn tree_by_parents(root: i32) -> Vec<i32> {
         found.extend(
             parents
                 .iter()
-                .filter(|(_, parent)| *parent == pid)
+                .filter(|(child, parent)| *parent == pid && *child != own)
                 .map(|(child, _)| *child),
         );
     }

@@ -48,17 +48,17 @@ pub fn controls(out: &mut File) {
             }
         }
     });
+    let _ = teller.step(Step::Reach, reach);
 }
 
 /// Whether the call ptrace reaches the kernel at all. ESRCH is success: there is no such process.
-pub fn reach(out: &mut File) {
-    let mut teller = Teller::new(out, Subject::Control, 0);
-    let _ = teller.step(Step::Reach, || match sys::interrupt(sys::NOBODY) {
+fn reach() -> Result<i64, Errno> {
+    match sys::interrupt(sys::NOBODY) {
         Err(libc::ESRCH) => Ok(0),
         Err(error) => Err(error),
         // Something answers for the kernel.
         Ok(_) => Err(0),
-    });
+    }
 }
 
 /// The whole mechanism on a child of the probe's own.

@@ -69,6 +69,21 @@ fn a_healthy_target_passes_and_goes_on() -> Result<()> {
 }
 
 #[test]
+fn a_shell_that_starts_the_probe_is_proved_without_the_probe() -> Result<()> {
+    let probe = env!("CARGO_BIN_EXE_podcheckpoint-probe");
+    let output = std::process::Command::new("sh")
+        .args(["-c", &format!("{probe} --json --pid $$; exit $?")])
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{text}");
+    ensure!(
+        text.contains("1 thread(s) of 1 process(es) stopped and let go"),
+        "{text}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_thousand_threads_are_all_proved() -> Result<()> {
     passes(&["threads", "1000"], &["1000 thread(s) of 1 process(es)"])
 }
