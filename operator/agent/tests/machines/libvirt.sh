@@ -9,7 +9,11 @@ cp -a /etc/libvirt/. "$folder/etc/"
 cp /etc/passwd /etc/group "$folder/"
 grep -q ^libvirt-qemu: "$folder/passwd" || echo 'libvirt-qemu:x:64055:64055::/:/bin/false' >> "$folder/passwd"
 grep -q ^libvirt-qemu: "$folder/group" || echo 'libvirt-qemu:x:64055:' >> "$folder/group"
-for place in /run /var/lib/libvirt /var/cache/libvirt /var/log; do mount -t tmpfs libvirt-test "$place"; done
+# A libvirtd that has never run has not made all of them.
+for place in /run /var/lib/libvirt /var/cache/libvirt /var/log; do
+  mkdir -p "$place"
+  mount -t tmpfs libvirt-test "$place"
+done
 mkdir -p /run/libvirt /var/log/libvirt/qemu /var/lib/libvirt/qemu /var/cache/libvirt/qemu
 mount --bind "$folder/etc" /etc/libvirt
 mount --bind "$folder/passwd" /etc/passwd
