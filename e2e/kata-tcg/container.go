@@ -68,6 +68,9 @@ func carryMount(m *machine, source, into string) (string, error) {
 	return filepath.Join(into, filepath.Base(source)), m.copyIn(filepath.Dir(source), filepath.Base(source), into)
 }
 
+// Whether the node's seccomp profiles are used in the guest, which they are not unless this is "false".
+const seccompAnnotation = "io.katacontainers.config.runtime.disable_guest_seccomp"
+
 // adapt takes out what belongs to the node: the guest is the pod's, and confines by being one.
 func adapt(spec *specs.Spec, id string) {
 	spec.Root.Path = "rootfs"
@@ -75,7 +78,10 @@ func adapt(spec *specs.Spec, id string) {
 	confineless(spec.Process)
 	linux := spec.Linux
 	linux.CgroupsPath = "/" + id
-	linux.Resources, linux.Seccomp, linux.Sysctl, linux.MountLabel = nil, nil, nil, ""
+	linux.Resources, linux.Sysctl, linux.MountLabel = nil, nil, ""
+	if spec.Annotations[seccompAnnotation] != "false" {
+		linux.Seccomp = nil
+	}
 	var own []specs.LinuxNamespace
 	for _, namespace := range linux.Namespaces {
 		switch namespace.Type {

@@ -13,9 +13,9 @@ use podcheckpoint_e2e::golden::assert_described_as;
 use podcheckpoint_e2e::restore::restore;
 use podcheckpoint_e2e::scenario::{
     COUNT, HEAVY, IMAGE, KIND, Namespace, OPERATOR, archive, assert_condition, assert_failed, assert_ready,
-    assert_restores, condition, document,
+    assert_restores, assert_undisturbed, condition, document, without_agents,
 };
-use podcheckpoint_e2e::{apply_with, eventually, get, kubectl, kubectl_refused, on_node};
+use podcheckpoint_e2e::{apply_with, eventually, get, kubectl, kubectl_refused, on_node, uid};
 use serde_json::{Value, json};
 
 fn checkpoint_and_restore_on(node: &str) -> Result<()> {
@@ -410,16 +410,7 @@ fn agents_pid() -> Result<String> {
 
 fn killed_agent(namespace: &Namespace, name: &str, method: &str, after: Duration) -> Result<()> {
     // A new pod each time: the kubelet would wait ever longer before it starts a killed container again.
-    kubectl(&[
-        "-n",
-        OPERATOR,
-        "delete",
-        "pod",
-        "-l",
-        "app.kubernetes.io/component=agent",
-        "--wait",
-        "--timeout=120s",
-    ])?;
+    without_agents()?;
     namespace.checkpoint(
         name,
         json!({"sourcePodName": "heavy", "method": method, "timeoutSeconds": 60}),
@@ -432,28 +423,7 @@ fn killed_agent(namespace: &Namespace, name: &str, method: &str, after: Duration
     std::thread::sleep(after);
     on_node("node1", &format!("kill -KILL {}", agents_pid()?))?;
     std::thread::sleep(Duration::from_secs(1));
-    // I1, from the kernel: no process of the container is frozen, stopped or traced.
-    let uid = get(&namespace.0, "pod", "heavy")?["metadata"]["uid"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    let look = format!(
-        "for f in $(find /sys/fs/cgroup/freezer -path '*pod{uid}*' -name freezer.state); do cat $f; done | sort -u
-         for p in $(find /sys/fs/cgroup/freezer -path '*pod{uid}*' -name cgroup.procs -exec cat {{}} +); do
-           grep -E '^(State|TracerPid)' /proc/$p/status; done | sort -u"
-    );
-    let seen = on_node("node1", &look)?;
-    ensure!(
-        !seen.contains("FROZEN") && !seen.contains("FREEZING"),
-        "frozen: {seen}"
-    );
-    ensure!(!seen.contains("T (") && !seen.contains("t ("), "stopped: {seen}");
-    ensure!(
-        seen.lines()
-            .filter(|l| l.starts_with("TracerPid"))
-            .all(|l| l.ends_with("\t0")),
-        "traced: {seen}"
-    );
+    assert_undisturbed(&uid(&namespace.0, "pod", "heavy")?)?;
     let status = namespace.ended(name)?;
     let (stalled, reason) = condition(&status, "Stalled");
     let finished_before = condition(&status, "Ready").0 == "True";

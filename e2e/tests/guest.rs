@@ -30,17 +30,18 @@ fn machine(namespace: &Namespace, name: &str, class: &str, annotations: &Value) 
         name,
         class,
         annotations,
-        &json!({"command": ["sh", "-c", SLOW_COUNT]}),
+        &[json!({"command": ["sh", "-c", SLOW_COUNT]})],
         &json!([]),
     )
 }
 
+/// Starts a pod in a machine of its own. A container is called main unless it says otherwise.
 fn start(
     namespace: &Namespace,
     name: &str,
     class: &str,
     annotations: &Value,
-    container: &Value,
+    containers: &[Value],
     volumes: &Value,
 ) -> Result<Machine> {
     let mut pod = json!({
@@ -48,12 +49,17 @@ fn start(
         "metadata": {"name": name, "namespace": namespace.0, "annotations": annotations},
         "spec": {
             "runtimeClassName": class, "terminationGracePeriodSeconds": 0, "volumes": volumes,
-            "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "Never"}],
+            "containers": [],
         },
     });
-    for (key, value) in container.as_object().into_iter().flatten() {
-        pod["spec"]["containers"][0][key] = value.clone();
-    }
+    let described = containers.iter().map(|container| {
+        let mut described = json!({"name": "main", "image": IMAGE, "imagePullPolicy": "Never"});
+        for (key, value) in container.as_object().into_iter().flatten() {
+            described[key] = value.clone();
+        }
+        described
+    });
+    pod["spec"]["containers"] = described.collect();
     podcheckpoint_e2e::apply(&pod.to_string())?;
     let wanted = format!("pod/{name}");
     kubectl(&[
@@ -65,6 +71,7 @@ fn start(
         "--timeout=240s",
     ])?;
     let pod = get(&namespace.0, "pod", name)?;
+    // In the order of their names.
     let id = pod["status"]["containerStatuses"][0]["containerID"].as_str();
     let (_, container) = id.and_then(|id| id.split_once("//")).context("no container ID")?;
     let uid = pod["metadata"]["uid"].as_str().context("no UID")?;
@@ -213,6 +220,49 @@ fn a_stock_guest_is_looked_into_by_exec_and_an_annotation_opens_its_console() ->
     Ok(())
 }
 
+/// The seed of the project as it was met: in the guest ptrace asks a listener that never answers.
+#[test]
+fn a_listener_in_the_guest_that_does_not_answer_is_named_from_the_outside_in_five_seconds() -> Result<()> {
+    const PROFILE: &str = "/var/lib/kubelet/seccomp/e2e-silent.json";
+    let namespace = Namespace::new("silent-guest")?;
+    let written = on_node(
+        "node1",
+        &format!(
+            r#"mkdir -p $(dirname {PROFILE})
+               echo '{{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/silent.sock",
+                       "syscalls": [{{"names": ["ptrace"], "action": "SCMP_ACT_NOTIFY"}}]}}' > {PROFILE}"#
+        ),
+    );
+    let _profile = Undo(|| drop(on_node("node1", &format!("rm -f {PROFILE}"))));
+    written?;
+    let annotations = json!({
+        "io.katacontainers.config.hypervisor.kernel_params": "kata-tcg.silent=/run/silent.sock",
+        "io.katacontainers.config.runtime.disable_guest_seccomp": "false",
+    });
+    let container = json!({
+        "command": ["sh", "-c", SLOW_COUNT],
+        "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "e2e-silent.json"}},
+    });
+    start(
+        &namespace,
+        "silent",
+        "kata-tcg-stock",
+        &annotations,
+        &[container],
+        &json!([]),
+    )?;
+    let begun = std::time::Instant::now();
+    let status = look(&namespace, "silent")?;
+    assert_condition(&status, "PtraceValidated", "False", "SeccompNotifyUnanswered");
+    println!(
+        "named {:.1} s after the first question",
+        begun.elapsed().as_secs_f64()
+    );
+    let said = status["conditions"].to_string();
+    ensure!(said.contains("in the guest, by the runtime's exec"), "{status:#}");
+    namespace.assert_source_went_on("silent", "main")
+}
+
 fn assert_nothing_left(namespace: &Namespace, pod: &str) -> Result<()> {
     let left = kubectl(&[
         "-n",
@@ -350,9 +400,11 @@ fn restore_in(machine: &Machine, archive: &str) -> Result<()> {
 }
 
 #[test]
-fn a_pod_in_a_guest_is_dumped_by_the_guests_criu_and_goes_on_in_another_guest() -> Result<()> {
+fn the_containers_of_a_pod_in_a_guest_are_dumped_by_the_guests_criu_and_one_goes_on_in_another_guest()
+-> Result<()> {
     let namespace = Namespace::new("guest-criu")?;
-    let source = machine(&namespace, "source", "kata-tcg", &json!({}))?;
+    let both = ["main", "side"].map(|name| json!({"name": name, "command": ["sh", "-c", SLOW_COUNT]}));
+    let source = start(&namespace, "source", "kata-tcg", &json!({}), &both, &json!([]))?;
     let before = namespace.count("source", "main")?;
     let status = take(&namespace, &json!({"sourcePodName": "source"}))?;
     assert_ready("node1", &status)?;
@@ -363,11 +415,16 @@ fn a_pod_in_a_guest_is_dumped_by_the_guests_criu_and_goes_on_in_another_guest() 
         "{status:#}"
     );
     source.assert_nothing_left()?;
+    // One after the other, and the status does not call it one moment.
+    assert_eq!(status["consistency"], "PerContainer", "{status:#}");
+    for container in ["main", "side"] {
+        let folder = archive(&status, container);
+        on_node(
+            "node1",
+            &format!("cd {folder} && sha256sum --quiet --check SHA256SUMS"),
+        )?;
+    }
     let archive = archive(&status, "main");
-    on_node(
-        "node1",
-        &format!("cd {archive} && sha256sum --quiet --check SHA256SUMS"),
-    )?;
     let dumped = on_node("node1", &format!("tar -xOf {archive}/rootfs-diff.tar ./tmp/n"))?;
     let dumped: u64 = dumped.trim().parse()?;
     ensure!(dumped >= before, "{dumped} < {before}");
@@ -377,7 +434,7 @@ fn a_pod_in_a_guest_is_dumped_by_the_guests_criu_and_goes_on_in_another_guest() 
         "command": ["sleep", "3600"],
         "volumeMounts": [{"name": "archive", "mountPath": "/archive", "readOnly": true}],
     });
-    let other = start(&namespace, "other", "kata-tcg", &json!({}), &mounts, &volume)?;
+    let other = start(&namespace, "other", "kata-tcg", &json!({}), &[mounts], &volume)?;
     restore_in(&other, &archive)?;
     let count = || -> Result<u64> { Ok(other.run("cat /run/restored/rootfs/tmp/n")?.trim().parse()?) };
     let first = eventually(Duration::from_secs(30), count)?;
@@ -386,6 +443,7 @@ fn a_pod_in_a_guest_is_dumped_by_the_guests_criu_and_goes_on_in_another_guest() 
         ensure!(count()? > first, "it stands at {first}");
         Ok(())
     })?;
+    namespace.assert_source_went_on("source", "side")?;
     namespace.assert_source_went_on("source", "main")
 }
 
@@ -428,7 +486,7 @@ fn a_guest_without_criu_is_told_what_it_lacks_and_its_machine_is_saved_if_that_i
 fn a_dump_in_a_guest_that_is_called_off_leaves_the_pod_running_and_nothing_behind() -> Result<()> {
     let namespace = Namespace::new("guest-off")?;
     let heavy = json!({"command": ["sh", "-c", HEAVY_COUNT]});
-    let machine = start(&namespace, "heavy", "kata-tcg", &json!({}), &heavy, &json!([]))?;
+    let machine = start(&namespace, "heavy", "kata-tcg", &json!({}), &[heavy], &json!([]))?;
     eventually(Duration::from_secs(180), || namespace.count("heavy", "main"))?;
     let spec = json!({"sourcePodName": "heavy", "method": "Guest", "timeoutSeconds": 3});
     let status = take(&namespace, &spec)?;

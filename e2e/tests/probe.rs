@@ -84,6 +84,28 @@ fn assert_described(
     Ok(())
 }
 
+#[test]
+fn a_stale_cache_of_the_nodes_criu_is_named_until_the_remedy_is_followed() -> Result<()> {
+    const CACHE: &str = "/run/criu.kdat";
+    put_program("node1", "probe-fixture", PROGRAMS)?;
+    let namespace = Namespace::new("stale-cache")?;
+    namespace.counter("counter", "node1")?;
+    let _true_again = Undo(|| drop(on_node("node1", &format!("rm -f {CACHE}"))));
+    // As when CRIU has first run under a profile that does not know clone3.
+    let write = format!(
+        "rm -f {CACHE}; {PROGRAMS}/probe-fixture under without-clone3 criu check > /dev/null 2>&1; test -s {CACHE}"
+    );
+    on_node("node1", &write)?;
+    let stale = validate(&namespace, "stale", "counter")?;
+    let evidence = ["only with /run/criu.kdat", "clone3() with set_tid not supported"];
+    assert_described(&namespace, "stale", &stale, "CriuCacheStale", &evidence)?;
+
+    on_node("node1", &format!("rm {CACHE}"))?;
+    let status = validate(&namespace, "removed", "counter")?;
+    assert_condition(&status, "PtraceValidated", "True", "PtraceWorks");
+    namespace.assert_source_went_on("counter", "main")
+}
+
 fn refuses_on(node: &str) -> Result<()> {
     put_program(node, "probe-fixture", PROGRAMS)?;
     let namespace = Namespace::new(&format!("unprobeable-{node}"))?;

@@ -292,16 +292,7 @@ fn a_change_survives_the_agents_death_in_no_case() -> Result<()> {
             on_node("node1", &format!("{put_back}; {KILL_AGENT}"))?;
         }
         // No back-off for the next one.
-        kubectl(&[
-            "-n",
-            "podcheckpoint-system",
-            "delete",
-            "pod",
-            "-l",
-            "app.kubernetes.io/component=agent",
-            "--wait",
-            "--timeout=120s",
-        ])?;
+        without_agents()?;
         let status = namespace.ended(&name)?;
         eventually(Duration::from_secs(60), || {
             let status = &get(&namespace.0, KIND, &name)?["status"];

@@ -16,7 +16,7 @@ use crate::sys::{self, Fork, Waited};
 pub struct Limits {
     /// Without a word from it.
     pub silence: Duration,
-    /// In all.
+    /// In all, as long as it talks: the last step that it announces may take until it counts as silent.
     pub total: Duration,
 }
 
@@ -106,24 +106,25 @@ enum Over {
 fn listen(reader: OwnedFd, limits: Limits, heard: &mut impl FnMut(&[u8])) -> Over {
     let mut reader = File::from(reader);
     let mut buffer = [0u8; 16 * 1024];
-    let started = Instant::now();
+    let (started, mut last) = (Instant::now(), Instant::now());
     loop {
-        let left = limits.total.saturating_sub(started.elapsed());
-        if left.is_zero() {
-            return Over::Late;
-        }
-        let wait = left.min(limits.silence);
-        let milliseconds = u16::try_from(wait.as_millis()).unwrap_or(u16::MAX).max(1);
+        // Past its total a child is late when it says something more; one that does not is silent, and may hang.
+        let left = limits.silence.saturating_sub(last.elapsed());
+        let milliseconds = u16::try_from(left.as_millis()).unwrap_or(u16::MAX).max(1);
         let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(milliseconds)) {
-            Ok(0) if wait == limits.silence => return Over::Silent,
-            Ok(0) => return Over::Late,
-            Ok(_) => match reader.read(&mut buffer) {
-                Ok(0) => return Over::Closed,
-                Ok(count) => heard(buffer.get(..count).unwrap_or_default()),
-                Err(_) => return Over::Closed,
+            Ok(ready) if ready > 0 => match reader.read(&mut buffer) {
+                Ok(0) | Err(_) => return Over::Closed,
+                Ok(count) => {
+                    heard(buffer.get(..count).unwrap_or_default());
+                    last = Instant::now();
+                    if started.elapsed() > limits.total {
+                        return Over::Late;
+                    }
+                }
             },
-            Err(_) => {}
+            _ if last.elapsed() >= limits.silence => return Over::Silent,
+            _ => {}
         }
     }
 }

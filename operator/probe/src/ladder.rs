@@ -28,8 +28,10 @@ pub struct Request {
 
 /// A step that takes longer hangs: on an idle machine the slowest takes a millisecond.
 const SILENCE: Duration = Duration::from_millis(400);
+/// What needs no target, each part of it.
+const MACHINE: Duration = Duration::from_millis(600);
 /// All threads of all processes together; with the deadlines below, a verdict comes within two seconds.
-const TARGETS: Duration = Duration::from_millis(900);
+const TARGETS: Duration = Duration::from_millis(800);
 /// How long looking at a task that hangs may take.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long looking through the descriptors of every process may take.
@@ -121,7 +123,7 @@ impl Climber<'_> {
 
     /// Why no target may be touched, if so.
     fn machine(&mut self, machine: Machine) -> Option<&'static str> {
-        self.attend(SILENCE, machine.controls);
+        self.attend(MACHINE, machine.controls);
         if self.failed(Subject::Control) {
             // What does not even work without ptrace says nothing about it.
             machine.own.abandon();
@@ -132,7 +134,7 @@ impl Climber<'_> {
                 "the machine's own controls failed"
             });
         }
-        self.attend(SILENCE, machine.own);
+        self.attend(MACHINE, machine.own);
         let stalled = |record: &Record| matches!(record.end, End::Stalled(_));
         let hangs = self.seen.steps.iter().any(stalled);
         hangs.then_some("ptrace hangs even on a child of the probe's own")

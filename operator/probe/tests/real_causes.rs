@@ -166,6 +166,27 @@ fn a_listener_that_does_not_answer_is_named_with_who_holds_it() -> Result<()> {
 }
 
 #[test]
+fn where_ptrace_hangs_by_itself_no_target_is_attached_to() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let target = Target::start(&["plain"])?;
+    let answer = probe(Some("silent-listener"), &["--pid", &target.pid().to_string()])?;
+    let steps = answer.report["observations"]["steps"].as_array();
+    let ends: Vec<_> = steps
+        .into_iter()
+        .flatten()
+        .filter(|step| step["subject"] == "Target")
+        .map(|step| &step["end"])
+        .collect();
+    ensure!(
+        ends.len() == 1 && ends[0]["skipped"] == "ptrace does not reach the kernel",
+        "{ends:#?}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_listener_that_is_gone_is_named() -> Result<()> {
     under("listener-gone", &["plain"], "SeccompListenerGone", &["ENOSYS"])
 }

@@ -21,19 +21,23 @@ pub(super) fn stalled(
         .unwrap_or_default();
     let target = stall.target.wchan.as_deref().unwrap_or_default();
     let waits = |name: &str| tracer.contains(name) || stall.tracer.stack.iter().any(|f| f.contains(name));
+    // A call that concerns no process has no target.
+    let of_target = if record.tid > 0 {
+        format!(", target in state {} in {}", stall.target.state, place(target))
+    } else {
+        String::new()
+    };
+    let after = match (stall.tracer_killed && stall.target_untraced, record.tid > 0) {
+        (true, true) => "the tracer was ended and the target is untraced",
+        (true, false) => "the tracer was ended",
+        (false, _) => "the tracer could not be ended",
+    };
     let describe = |extra: &str| {
         format!(
-            "{:?} did not return: tracer in state {} in {}, target in state {} in {}{extra}; {}",
+            "{:?} did not return: tracer in state {} in {}{of_target}{extra}; {after}",
             record.step,
             stall.tracer.state,
             place(tracer),
-            stall.target.state,
-            place(target),
-            if stall.tracer_killed && stall.target_untraced {
-                "the tracer was ended and the target is untraced"
-            } else {
-                "the tracer could not be ended"
-            },
         )
     };
     if waits("seccomp_do_user_notification") {

@@ -478,6 +478,11 @@ fn under(context: &str, command: &[&str]) {
             unsafe { libc::close(listener) }
         }
         "harmless-filter" => filter(libc::SYS_acct, action, false),
+        "without-clone3" => filter(
+            libc::SYS_clone3,
+            libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
+            false,
+        ),
         "unprivileged" => {
             become_user(4242);
             0
