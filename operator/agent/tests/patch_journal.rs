@@ -275,3 +275,94 @@ fn a_cgroup_that_is_replaced_by_a_link_is_not_written_through() {
     assert_eq!(fs::read_to_string(&victim).unwrap(), "1\n");
     assert_eq!(frozen.state(), "frozen");
 }
+
+/// The cgroup's files cannot be written for as long as this lives.
+struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    fn new(folder: &Path) -> Self {
+        let mount = |arguments: &[&str]| Command::new("mount").args(arguments).arg(folder).status();
+        let path = folder.to_str().unwrap();
+        assert!(mount(&["--bind", path]).unwrap().success());
+        assert!(mount(&["-o", "remount,bind,ro"]).unwrap().success());
+        Self(folder.to_owned())
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn what_could_not_be_put_back_is_tried_again_and_not_called_back() {
+    let Some(frozen) = Frozen::new("settled") else {
+        return;
+    };
+    let root = tempfile::tempdir().unwrap();
+    let (journal, setting) = (PatchJournal::new(root.path()), frozen.setting());
+    let name = [setting.name()];
+    journal.change(&setting, holder("a"), None).unwrap();
+    let locked = ReadOnly::new(&frozen.cgroup.path);
+    for outcomes in [journal.release("a"), journal.settle("a", &name)] {
+        assert_eq!(outcomes.len(), 1);
+        assert!(
+            matches!(outcomes[0].reverted, Reverted::Failed(_)),
+            "{outcomes:?}"
+        );
+    }
+    assert_eq!(frozen.state(), "thawed");
+    drop(locked);
+    let outcomes = journal.settle("a", &name);
+    assert_eq!(outcomes[0].reverted, Reverted::Restored);
+    assert_eq!(frozen.state(), "frozen");
+    assert!(journal.entries().is_empty() && journal.settle("a", &name).is_empty());
+}
+
+#[test]
+fn what_could_not_be_put_back_goes_with_the_next_checkpoint_that_shares_it() {
+    let Some(frozen) = Frozen::new("inherited") else {
+        return;
+    };
+    let root = tempfile::tempdir().unwrap();
+    let (journal, setting) = (PatchJournal::new(root.path()), frozen.setting());
+    journal.change(&setting, holder("a"), None).unwrap();
+    let locked = ReadOnly::new(&frozen.cgroup.path);
+    journal.release("a");
+    drop(locked);
+    journal.change(&setting, holder("b"), None).unwrap();
+    let outcomes = journal.release("b");
+    assert_eq!(outcomes[0].reverted, Reverted::Restored, "{outcomes:?}");
+    assert_eq!(frozen.state(), "frozen");
+}
+
+/// Each cgroup that somebody has frozen is a setting of its own: what is below would not be frozen again.
+#[test]
+fn what_somebody_froze_below_is_no_part_of_the_setting() {
+    let Some(frozen) = Frozen::new("below") else {
+        return;
+    };
+    let path = frozen.cgroup.path.join("below");
+    fs::create_dir(&path).unwrap();
+    let below = Frozen {
+        cgroup: Freezer {
+            version: frozen.cgroup.version,
+            path,
+        },
+    };
+    below.setting().write("frozen", None).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let journal = PatchJournal::new(root.path());
+    journal.change(&frozen.setting(), holder("a"), None).unwrap();
+    assert_eq!(
+        (frozen.state().as_str(), below.state().as_str()),
+        ("thawed", "frozen")
+    );
+    journal.release("a");
+    assert_eq!(
+        (frozen.state().as_str(), below.state().as_str()),
+        ("frozen", "frozen")
+    );
+    drop(below);
+}

@@ -1,5 +1,6 @@
 //! By which cgroups a process can be frozen, in cgroup v1 and v2, and whether it is.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::observation::FreezerState;
 use crate::proc;
+
+/// How many cgroups of a container are looked at for one that is frozen, those next to its own first. Runtimes freeze its
+/// own or one right below; a container that makes thousands of them is not to keep whoever looks from working.
+const LOOKED_AT: usize = 64;
+
+/// How many digits make a cgroup's name that of another container, and not one that happens to be hexadecimal.
+const DIGITS_OF_ID: usize = 32;
 
 /// A cgroup could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +42,7 @@ pub enum Version {
     V2,
 }
 
-/// A cgroup that can be frozen.
+/// A cgroup that can be frozen, with those below it: a container's is the one that is named after the container.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Freezer {
     /// Which freezer.
@@ -44,8 +52,8 @@ pub struct Freezer {
 }
 
 impl Freezer {
-    /// The freezer of the container whose process this is. In the hybrid layout it is v1's: that is what the runtimes
-    /// use there.
+    /// The freezer of the cgroup that a process is in, which need not be its container's, see [`Self::of_container`]. In
+    /// the hybrid layout it is v1's: that is what the runtimes use there.
     ///
     /// # Errors
     /// When the process is gone or is in the root cgroup.
@@ -66,12 +74,79 @@ impl Freezer {
         Ok(find(&membership, &mounts))
     }
 
-    /// Whether it is frozen, also by one of its ancestors, or about to be.
+    /// The freezer of a container, by one of its processes. The process may be in a cgroup below the container's: an init
+    /// moves itself to one before it makes others, and crun puts the processes in one below the scope. runc freezes the
+    /// container's own, so this is what is to be looked at and thawed.
+    ///
+    /// # Errors
+    /// When the process is gone, or is in no cgroup of that container that can be frozen.
+    pub fn of_container(pid: i32, container: &str) -> Result<Self, FreezerError> {
+        Self::all_of_process(pid)?
+            .iter()
+            .find_map(|freezer| freezer.up_to(container))
+            .ok_or(FreezerError::NoFreezer(pid))
+    }
+
+    /// The cgroup at or above this one that is named after a container. What is below it is the container's own making,
+    /// so the first such name counts.
+    fn up_to(&self, container: &str) -> Option<Self> {
+        let names = |path: &Path| {
+            let name = path.file_name().map(|name| name.to_string_lossy());
+            !container.is_empty() && name.is_some_and(|name| name.contains(container))
+        };
+        // From the leaf to the root: the last one is the first name.
+        let path = self.path.ancestors().filter(|path| names(path)).last()?;
+        Some(self.at(path.to_owned()))
+    }
+
+    fn at(&self, path: PathBuf) -> Self {
+        Self {
+            version: self.version,
+            path,
+        }
+    }
+
+    /// It and the cgroups below it, those next to it first: a runtime may have told any of them to freeze. Those of
+    /// containers inside this container are left out: nobody who freezes this one tells them, but who runs them may.
+    pub fn levels(&self) -> impl Iterator<Item = Self> {
+        let mut waiting = VecDeque::from([self.clone()]);
+        std::iter::from_fn(move || {
+            let level = waiting.pop_front()?;
+            let below = folders(&level.path).map(|path| level.at(path));
+            waiting.extend(below.filter(|below| !below.is_named_by_id()));
+            Some(level)
+        })
+    }
+
+    fn is_named_by_id(&self) -> bool {
+        self.container().is_some_and(|id| id.len() >= DIGITS_OF_ID)
+    }
+
+    /// Whether it is frozen or about to be, also by one of its ancestors, or a part of it below.
     ///
     /// # Errors
     /// When the cgroup is gone.
     pub fn is_frozen(&self) -> Result<bool, FreezerError> {
+        Ok(self.frozen_level()?.is_some())
+    }
+
+    /// The cgroup that is frozen or about to be: this one, also by one of its ancestors, or the nearest below. No file of
+    /// this one tells of those below: it says what holds for all of it.
+    ///
+    /// # Errors
+    /// When the cgroup is gone.
+    pub fn frozen_level(&self) -> Result<Option<Self>, FreezerError> {
+        if self.is_itself_frozen()? {
+            return Ok(Some(self.clone()));
+        }
+        let mut below = self.levels().take(LOOKED_AT).skip(1);
+        // What vanishes meanwhile is frozen no more.
+        Ok(below.find(|level| level.is_itself_frozen().unwrap_or(false)))
+    }
+
+    fn is_itself_frozen(&self) -> Result<bool, FreezerError> {
         match self.version {
+            // The ancestors' orders are in it, freezer.parent_freezing.
             Version::V1 => Ok(read(&self.path.join("freezer.state"))?.trim() != "THAWED"),
             // cgroup.events says what is so; cgroup.freeze only what is wanted of this one cgroup.
             Version::V2 => {
@@ -104,7 +179,8 @@ impl Freezer {
 
     /// What it does now, and which cgroup above it was told to freeze.
     pub fn state(&self) -> FreezerState {
-        let frozen = self.is_frozen().unwrap_or(false);
+        // What is frozen below does not hold a process that is in this one.
+        let frozen = self.is_itself_frozen().unwrap_or(false);
         let told = |folder: &&Path| is_told(self.version, folder).unwrap_or(false);
         let by = self.path.ancestors().find(told).filter(|_| frozen);
         FreezerState {
@@ -126,17 +202,12 @@ impl Freezer {
     /// Every process in it and below.
     pub fn processes(&self) -> Vec<i32> {
         let mut pids = Vec::new();
-        let mut folders = vec![self.path.clone()];
-        while let Some(folder) = folders.pop() {
+        let mut waiting = vec![self.path.clone()];
+        while let Some(folder) = waiting.pop() {
             if let Ok(text) = fs::read_to_string(folder.join("cgroup.procs")) {
                 pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
             }
-            let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-            folders.extend(
-                entries
-                    .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-                    .map(|e| e.path()),
-            );
+            waiting.extend(folders(&folder));
         }
         pids
     }
@@ -148,6 +219,14 @@ impl Freezer {
             Version::V2 => 2,
         }
     }
+}
+
+/// The folders in a folder; none when it is gone.
+fn folders(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
 }
 
 fn is_told(version: Version, folder: &Path) -> Result<bool, FreezerError> {
@@ -256,6 +335,97 @@ mod tests {
         assert_eq!(of("/sys/fs/cgroup/system.slice"), None);
     }
 
+    /// The container's freezer where its process is said to be in this cgroup.
+    fn of_container(membership: &str, mounts: &str, container: &str) -> Option<(Version, String)> {
+        let found = find(membership, mounts);
+        let freezer = found.iter().find_map(|freezer| freezer.up_to(container))?;
+        Some((freezer.version, freezer.path.display().to_string()))
+    }
+
+    const UNIFIED: &str = "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    #[test]
+    fn a_process_below_its_containers_cgroup_is_of_the_containers_freezer() {
+        let scope = "/kubepods.slice/kubepods-pod1.slice/cri-containerd-ab12.scope";
+        let wanted = (Version::V2, format!("/sys/fs/cgroup{scope}"));
+        // docker in docker, systemd, crun, and both of crun and one of them.
+        for below in ["", "/init", "/init.scope", "/container", "/container/init.scope"] {
+            let found = of_container(&format!("0::{scope}{below}\n"), UNIFIED, "ab12");
+            assert_eq!(found, Some(wanted.clone()), "{below}");
+        }
+        let found = of_container("6:freezer:/kubepods/pod1/ab12/init\n0::/\n", HYBRID, "ab12");
+        let wanted = "/sys/fs/cgroup/freezer/kubepods/pod1/ab12".to_owned();
+        assert_eq!(found, Some((Version::V1, wanted)));
+    }
+
+    #[test]
+    fn a_container_that_names_a_cgroup_of_its_own_after_itself_is_still_looked_at_as_a_whole() {
+        let found = of_container("0::/pod1/ab12/docker/ab12/init\n", UNIFIED, "ab12");
+        assert_eq!(found, Some((Version::V2, "/sys/fs/cgroup/pod1/ab12".into())));
+    }
+
+    #[test]
+    fn a_process_in_no_cgroup_of_the_container_is_of_none_of_its_freezers() {
+        assert_eq!(of_container("0::/pod1/cd34/init\n", UNIFIED, "ab12"), None);
+        assert_eq!(of_container("0::/pod1/ab12\n", UNIFIED, ""), None);
+        // The container's name in another hierarchy is no freezer.
+        let elsewhere = "4:memory:/pod1/ab12\n6:freezer:/elsewhere\n0::/\n";
+        assert_eq!(of_container(elsewhere, HYBRID, "ab12"), None);
+        // In the hybrid layout the one that holds the container is taken.
+        let found = of_container("6:freezer:/elsewhere\n0::/pod1/ab12\n", HYBRID, "ab12");
+        let wanted = "/sys/fs/cgroup/unified/pod1/ab12".to_owned();
+        assert_eq!(found, Some((Version::V2, wanted)));
+    }
+
+    /// The files are read alike wherever they are, so this needs no cgroup.
+    #[test]
+    fn what_is_frozen_below_is_seen_in_both_versions_but_not_in_a_container_inside() {
+        let inner = "docker/00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+        for version in [Version::V1, Version::V2] {
+            let folder = tempfile::tempdir().unwrap();
+            let freezer = Freezer {
+                version,
+                path: folder.path().join("ab12"),
+            };
+            let write = |below: &str, frozen: bool| {
+                let path = freezer.path.join(below);
+                fs::create_dir_all(&path).unwrap();
+                let (state, told) = if frozen {
+                    ("FREEZING", "1")
+                } else {
+                    ("THAWED", "0")
+                };
+                fs::write(path.join("freezer.state"), format!("{state}\n")).unwrap();
+                fs::write(path.join("cgroup.freeze"), format!("{told}\n")).unwrap();
+                fs::write(path.join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
+            };
+            for below in ["", "container", "container/init", "docker"] {
+                write(below, false);
+            }
+            write(inner, true);
+            assert!(!freezer.is_frozen().unwrap(), "{version:?}");
+            for below in ["", "container", "container/init"] {
+                write(below, true);
+                let found = freezer.frozen_level().unwrap().unwrap().path;
+                assert_eq!(found, freezer.path.join(below).components().collect::<PathBuf>());
+                write(below, false);
+            }
+            // A process in the upper one runs, whatever is frozen below.
+            write("container", true);
+            assert!(!freezer.state().frozen, "{version:?}");
+            fs::remove_dir_all(&freezer.path).unwrap();
+            assert!(freezer.is_frozen().is_err(), "{version:?}");
+        }
+    }
+
+    /// The watchdog of one agent is started with it, and the journal of settings outlives an agent.
+    #[test]
+    fn what_an_earlier_version_wrote_is_read() {
+        let text = r#"{"version":"V1","path":"/sys/fs/cgroup/freezer/pod1/ab12"}"#;
+        let freezer: Freezer = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&freezer).unwrap(), text);
+    }
+
     #[test]
     fn a_mount_of_a_part_of_a_hierarchy_is_not_taken_for_the_whole() {
         let mounts = format!("{HYBRID}99 86 0:34 /kubepods/agent /mnt rw - cgroup cgroup rw,freezer\n");
@@ -274,7 +444,8 @@ mod tests {
         ) {
             let _ = find(&membership, &mounts);
             let path = PathBuf::from(membership);
-            let _ = Freezer { version: Version::V2, path }.container();
+            let freezer = Freezer { version: Version::V2, path };
+            let _ = (freezer.container(), freezer.up_to("c1"));
         }
     }
 

@@ -39,44 +39,44 @@ pub struct Target {
 }
 
 impl Target {
-    /// Pins a process and checks that it is in the cgroup of its container.
+    /// Pins a process and checks that it is in the cgroup of its container, or in one below that.
     ///
     /// # Errors
     /// When it is gone or another's.
     pub fn open(pid: i32, container: &str) -> Result<Self, TargetError> {
         let number = Pid::from_raw(pid).ok_or(TargetError::Gone(pid))?;
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|_| TargetError::Gone(pid))?;
-        let membership = proc::text(format!("/proc/{pid}/cgroup")).map_err(|_| TargetError::Gone(pid))?;
         // Every runtime names a container's cgroup after the container, some with a prefix or as a systemd scope.
-        if !membership.contains(container) {
-            return Err(TargetError::Other {
+        let freezer = Freezer::of_container(pid, container);
+        // What has ended is in no cgroup, or in the root's.
+        if !is_alive(&pidfd) {
+            return Err(TargetError::Gone(pid));
+        }
+        let freezer = freezer.map_err(|error| match error {
+            FreezerError::NoFreezer(_) => TargetError::Other {
                 pid,
                 container: container.to_owned(),
-            });
-        }
-        let target = Self {
-            pidfd,
-            pid,
-            freezer: Freezer::of_process(pid)?,
-        };
-        if target.alive() {
-            Ok(target)
-        } else {
-            Err(TargetError::Gone(pid))
-        }
+            },
+            error @ FreezerError::Io { .. } => error.into(),
+        })?;
+        Ok(Self { pidfd, pid, freezer })
     }
 
     /// Whether the pinned process still runs; the number alone would not tell.
     pub fn alive(&self) -> bool {
-        // A pidfd is readable once its process has ended, pidfd_open(2).
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+        is_alive(&self.pidfd)
     }
 
     /// Bytes of memory that a dump has to write at most: resident anonymous and shared pages of every process.
     pub fn memory_bytes(&self) -> u64 {
         self.freezer.processes().into_iter().map(resident_bytes).sum()
     }
+}
+
+fn is_alive(pidfd: &OwnedFd) -> bool {
+    // A pidfd is readable once its process has ended, pidfd_open(2).
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
 }
 
 /// Resident anonymous and shared memory of a process, from /proc/PID/status.
@@ -147,18 +147,16 @@ pub enum SourceState {
     Gone,
 }
 
-/// Reads whether the containers with these freezers run.
+/// Reads whether the containers with these freezers run. One that has ended says nothing of the others.
 pub fn source_state(freezers: &[Freezer]) -> SourceState {
     let mut facts = Vec::new();
     for freezer in freezers {
-        match freezer.is_frozen() {
-            Ok(true) => {
-                return SourceState::Frozen {
-                    cgroup: freezer.path.display().to_string(),
-                };
-            }
-            Ok(false) => {}
-            Err(_) => return SourceState::Gone,
+        // An ended container's cgroup cannot be read, and has no processes either: of none at all it is said below that
+        // they have ended.
+        if let Ok(Some(level)) = freezer.frozen_level() {
+            return SourceState::Frozen {
+                cgroup: level.path.display().to_string(),
+            };
         }
         facts.extend(freezer.processes().into_iter().filter_map(Facts::of));
     }
@@ -222,6 +220,14 @@ mod tests {
     #[test]
     fn a_stopped_process_is_not_called_running() {
         assert_eq!(classify(&[facts('T', 0)]), SourceState::Stopped { pid: 7 });
+    }
+
+    #[test]
+    fn containers_that_have_ended_are_nothing_that_runs() {
+        let version = super::super::cgroup::Version::V2;
+        let path = "/nonexistent".into();
+        assert_eq!(source_state(&[Freezer { version, path }]), SourceState::Gone);
+        assert_eq!(classify(&[]), SourceState::Gone);
     }
 
     #[test]

@@ -35,6 +35,13 @@ pub enum TasksError {
     Header,
 }
 
+impl TasksError {
+    /// Whether containerd knows no such container, or no longer.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Status { status, .. } if status.code() == tonic::Code::NotFound)
+    }
+}
+
 /// A connection to the task service, in the namespace of Kubernetes.
 #[derive(Clone, Debug)]
 pub struct Tasks {

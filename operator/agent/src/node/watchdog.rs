@@ -360,6 +360,70 @@ mod tests {
         assert!(!infected.settled(&[nowhere]));
     }
 
+    /// Its cgroup, with one process below it, is removed again when the test ends.
+    struct Container {
+        freezer: Freezer,
+        below: PathBuf,
+        process: Child,
+    }
+
+    impl Container {
+        fn new() -> Option<Self> {
+            let path = format!(
+                "/sys/fs/cgroup/freezer/podcheckpoint-watched-{}",
+                std::process::id()
+            );
+            let below = Path::new(&path).join("init");
+            std::fs::create_dir(&path).ok()?;
+            std::fs::create_dir(&below).ok()?;
+            let process = Command::new("sleep").arg("600").spawn().ok()?;
+            let container = Self {
+                freezer: Freezer {
+                    version: crate::node::cgroup::Version::V1,
+                    path: path.into(),
+                },
+                below,
+                process,
+            };
+            let pid = container.process.id().to_string();
+            std::fs::write(container.below.join("cgroup.procs"), pid).ok()?;
+            Some(container)
+        }
+    }
+
+    impl Drop for Container {
+        fn drop(&mut self) {
+            let _ = self.freezer.thaw();
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+            let _ = std::fs::remove_dir(&self.below);
+            let _ = std::fs::remove_dir(&self.freezer.path);
+        }
+    }
+
+    #[test]
+    fn a_container_that_is_frozen_once_more_is_thawed_also_when_another_has_ended() {
+        let Some(container) = Container::new() else {
+            eprintln!("SKIPPED: needs root and a freezer of cgroup v1");
+            return;
+        };
+        let ended = Freezer {
+            path: container.freezer.path.join("ended"),
+            ..container.freezer.clone()
+        };
+        let freezers = [ended, container.freezer.clone()];
+        container.freezer.freeze().unwrap();
+        let again = container.freezer.clone();
+        let runtime = std::thread::spawn(move || {
+            sleep(Duration::from_millis(500));
+            again.freeze()
+        });
+        let runs = release(&freezers, Instant::now());
+        runtime.join().unwrap().unwrap();
+        assert!(runs);
+        assert_eq!(source_state(&freezers), SourceState::Runs { processes: 1 });
+    }
+
     #[test]
     fn every_hierarchy_is_left_and_bind_mounts_of_parts_are_not_roots() {
         let mounts = "92 86 0:34 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n\

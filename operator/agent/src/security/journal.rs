@@ -264,11 +264,21 @@ impl PatchJournal {
         self.each(entries, |entry| self.let_go(entry, uid))
     }
 
+    /// Puts back what a checkpoint that has ended left changed, of these settings: what could not be put back then may be
+    /// now.
+    pub fn settle(&self, uid: &str, settings: &[String]) -> Vec<Outcome> {
+        let _turn = self.turn();
+        let mut entries = self.entries();
+        entries.retain(|entry| settings.contains(&entry.setting.name()));
+        self.each(entries, |entry| self.let_go(entry, uid))
+    }
+
     /// Puts back everything: for an agent that starts, when no checkpoint can be at work.
     pub fn recover(&self) -> Vec<Outcome> {
         let _turn = self.turn();
         let outcomes = self.each(self.entries(), |entry| {
             let reverted = self.put_back(&entry);
+            self.abandon(&entry, &reverted);
             self.close(entry, reverted)
         });
         self.remove_what_is_kept_for_nothing();
@@ -323,7 +333,22 @@ impl PatchJournal {
         }
         entry.holders = all;
         let reverted = self.put_back(&entry);
+        self.abandon(&entry, &reverted);
         self.close(entry, reverted)
+    }
+
+    /// What could not be put back is nobody's any more: the next checkpoint that shares it tries again at its end.
+    fn abandon(&self, entry: &Entry, reverted: &Reverted) {
+        if !matches!(reverted, Reverted::Failed(_)) {
+            return;
+        }
+        let nobodys = Entry {
+            holders: Vec::new(),
+            ..entry.clone()
+        };
+        if let Err(error) = self.write(&nobodys) {
+            tracing::error!(%error, setting = entry.setting.name(), "the journal cannot be written");
+        }
     }
 
     fn close(&self, entry: Entry, reverted: Reverted) -> Outcome {

@@ -181,6 +181,36 @@ impl Security {
         outcomes
     }
 
+    /// What became of the changes that an object's status calls open. What could not be put back is tried again.
+    pub async fn settle(
+        self: &Arc<Self>,
+        object: &PodCheckpoint,
+        runtime_socket: Option<&Path>,
+    ) -> Vec<Outcome> {
+        let uid = object.metadata.uid.clone().unwrap_or_default();
+        let recovered = self.recovered(&uid);
+        if !recovered.is_empty() {
+            return recovered;
+        }
+        let patches = object.status.as_ref().map_or(&[][..], |status| &status.patches);
+        let open = patches.iter().filter(|patch| patch.is_open());
+        let settings: Vec<String> = open.map(|patch| patch.setting.clone()).collect();
+        let this = self.clone();
+        let settled = tokio::task::spawn_blocking(move || this.journal.settle(&uid, &settings)).await;
+        let outcomes = settled.unwrap_or_default();
+        self.pause_what_is_back(&outcomes, runtime_socket).await;
+        outcomes
+    }
+
+    async fn pause_what_is_back(&self, outcomes: &[Outcome], runtime_socket: Option<&Path>) {
+        if outcomes.is_empty() {
+            return;
+        }
+        if let Ok(cri) = crate::node::cri::Cri::discover(runtime_socket).await {
+            pause_as_before(outcomes, cri.socket()).await;
+        }
+    }
+
     /// Puts back what an earlier agent has left changed. Before anything else is done on the node.
     pub async fn recover(self: &Arc<Self>, runtime_socket: Option<&Path>) {
         if self.journal.entries().is_empty() {
@@ -196,9 +226,7 @@ impl Security {
             this.journal.recover()
         });
         let outcomes = outcomes.await.unwrap_or_default();
-        if let Ok(cri) = crate::node::cri::Cri::discover(runtime_socket).await {
-            pause_as_before(&outcomes, cri.socket()).await;
-        }
+        self.pause_what_is_back(&outcomes, runtime_socket).await;
         let mut recovered = self.recovered.lock().unwrap_or_else(PoisonError::into_inner);
         for outcome in outcomes {
             for holder in &outcome.entry.holders {
@@ -219,9 +247,9 @@ impl Security {
     /// Whether a checkpoint has thawed this cgroup for its time, so that it is to run for now.
     pub fn keeps_thawed(&self, cgroup: &Freezer) -> bool {
         let entries = self.journal.entries();
-        entries
-            .iter()
-            .any(|entry| entry.setting.freezer() == Some(cgroup))
+        // Of a container also a part of it: thawing the container later would thaw that part as well.
+        let mut thawed = entries.iter().filter_map(|entry| entry.setting.freezer());
+        thawed.any(|thawed| thawed.version == cgroup.version && thawed.path.starts_with(&cgroup.path))
     }
 
     /// The changes in force, and the files of the journal that cannot be read.

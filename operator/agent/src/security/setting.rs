@@ -213,7 +213,7 @@ impl Setting {
     /// When the kernel refuses, or has another value afterwards.
     pub fn write(&self, value: &str, kept: Option<&[u8]>) -> Result<(), SettingError> {
         match (self, value) {
-            (Self::Freezer { cgroup, .. }, "thawed") => cgroup.thaw()?,
+            (Self::Freezer { cgroup, .. }, "thawed") => cgroup.thaw_itself()?,
             (Self::Freezer { cgroup, .. }, "frozen") => freeze(cgroup)?,
             (Self::DenyPtrace, "on" | "off") => {
                 let digit = if value == "on" { "1" } else { "0" };
