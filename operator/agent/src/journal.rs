@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podcheckpoint_crds::{DeletionPolicy, PodCheckpointStatus};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::guest::dump::Place;
@@ -123,35 +124,45 @@ impl Journal {
 
     /// Every entry. One that cannot be read is left out and logged: it must not keep the agent from its work.
     pub fn entries(&self) -> Vec<Entry> {
-        let Ok(files) = fs::read_dir(&self.folder) else {
-            return Vec::new();
-        };
-        let paths = files
-            .flatten()
-            .map(|file| file.path())
-            .filter(|p| p.extension().is_some_and(|e| e == "json"));
-        paths
-            .filter_map(|path| match read(&path) {
-                Ok(entry) => entry,
-                Err(error) => {
-                    tracing::error!(path = %path.display(), %error, "journal entry cannot be read");
-                    None
-                }
-            })
-            .collect()
+        entries_in(&self.folder)
     }
 
     fn path(&self, uid: &str) -> PathBuf {
-        // UIDs come from the API server; anything else in them must not lead out of the folder.
-        let safe: String = uid
-            .chars()
-            .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
-            .collect();
-        self.folder.join(format!("{safe}.json"))
+        path_in(&self.folder, uid)
     }
 }
 
-fn read(path: &Path) -> io::Result<Option<Entry>> {
+/// The file of an object in a folder of journal entries.
+pub(crate) fn path_in(folder: &Path, uid: &str) -> PathBuf {
+    // UIDs come from the API server; anything else in them must not lead out of the folder.
+    let safe: String = uid
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .collect();
+    folder.join(format!("{safe}.json"))
+}
+
+/// Every entry in a folder of them, without those that cannot be read, which are logged.
+pub(crate) fn entries_in<T: DeserializeOwned>(folder: &Path) -> Vec<T> {
+    let Ok(files) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let paths = files
+        .flatten()
+        .map(|file| file.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "json"));
+    paths
+        .filter_map(|path| match read(&path) {
+            Ok(entry) => entry,
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "journal entry cannot be read");
+                None
+            }
+        })
+        .collect()
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

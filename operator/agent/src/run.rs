@@ -1,9 +1,9 @@
 //! The agent's loop: watches the objects of its node and starts, cancels, reports and cleans up.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use kube::runtime::watcher::{self, Event};
@@ -11,16 +11,17 @@ use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, ResourceExt};
 use podcheckpoint_crds::conditions::Verdict;
 use podcheckpoint_crds::{
-    ArchiveState, CheckpointNodeStatus, ConditionType, DeletionPolicy, PodCheckpoint, Reason, Step,
+    ArchiveState, CheckpointNodeStatus, ConditionType, DeletionPolicy, Patch, PodCheckpoint, Reason, Step,
 };
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::capability;
-use crate::journal::{DISK, Entry, aside, write_synced};
+use crate::journal::{DISK, Entry, aside};
 use crate::node::runtime_files::RuntimeFiles;
-use crate::operation::{self, Context, remove_folder};
+use crate::operation::{self, Context, keeps, remove_folder};
 use crate::report::{Report, ReportError};
 use crate::security;
 
@@ -141,6 +142,20 @@ struct Running {
     cancel: CancellationToken,
 }
 
+/// What work has come to.
+#[derive(Default)]
+struct Done {
+    /// UID of its object.
+    uid: String,
+    /// Its end has been delivered.
+    concluded: bool,
+    /// The object, when a setting could not be put back for it: that is tried again.
+    unsettled: Option<Box<PodCheckpoint>>,
+}
+
+/// After how long putting a setting back is tried again.
+const AGAIN: Duration = Duration::from_secs(30);
+
 /// The loop's state.
 struct Agent {
     client: Client,
@@ -148,8 +163,11 @@ struct Agent {
     running: HashMap<String, Running>,
     /// Objects to look at again when an operation has ended.
     waiting: HashMap<String, PodCheckpoint>,
-    /// Each gives its object's UID, and whether its end has been delivered.
-    work: JoinSet<(String, bool)>,
+    /// Objects for which a setting could not be put back, and when that is tried again.
+    unsettled: HashMap<String, PodCheckpoint>,
+    again: Option<Instant>,
+    /// Each gives what it has done.
+    work: JoinSet<Done>,
     /// Objects whose end the API server has from this process, for as long as they exist.
     concluded: HashSet<String>,
     listed: HashSet<String>,
@@ -200,12 +218,15 @@ pub async fn run(
         context,
         running: HashMap::new(),
         waiting: HashMap::new(),
+        unsettled: HashMap::new(),
+        again: None,
         work: JoinSet::new(),
         concluded: HashSet::new(),
         listed: HashSet::new(),
         reporter,
     };
     agent.recover_targets().await;
+    operation::clear::resume(&agent.context).await;
     let security = agent.context.security.clone();
     security.recover(agent.context.runtime_socket.as_deref()).await;
     tracing::info!(node, "watching");
@@ -218,14 +239,27 @@ pub async fn run(
                 Err(error) => tracing::warn!(%error, "watch interrupted"),
             },
             Some(done) = agent.work.join_next(), if !agent.work.is_empty() => {
-                if let Ok((uid, concluded)) = done {
-                    agent.running.remove(&uid);
-                    agent.concluded.extend(concluded.then_some(uid));
-                }
+                let Done { uid, concluded, unsettled } = done.unwrap_or_else(|error| {
+                    tracing::error!(%error, "work was broken off");
+                    Done::default()
+                });
+                agent.running.remove(&uid);
+                agent.concluded.extend(concluded.then(|| uid.clone()));
                 for object in std::mem::take(&mut agent.waiting).into_values() {
                     agent.consider(object).await;
                 }
+                // Unless something newer of it is being looked at by now.
+                if let Some(object) = unsettled.filter(|_| !agent.running.contains_key(&uid)) {
+                    agent.again.get_or_insert_with(|| Instant::now() + AGAIN);
+                    agent.unsettled.insert(uid, *object);
+                }
                 agent.report_node();
+            }
+            () = tokio::time::sleep_until(agent.again.unwrap_or_else(Instant::now)), if agent.again.is_some() => {
+                agent.again = None;
+                for object in std::mem::take(&mut agent.unsettled).into_values() {
+                    agent.consider(object).await;
+                }
             }
             () = stop.cancelled() => break,
         }
@@ -320,11 +354,12 @@ impl Agent {
     async fn consider(&mut self, object: PodCheckpoint) {
         let Some(uid) = object.uid() else { return };
         self.waiting.remove(&uid);
+        self.unsettled.remove(&uid);
         let Some(known) = self.known(&uid, &object).await else {
             // Whatever ends makes the loop look at what waits.
             self.work.spawn(async {
                 tokio::time::sleep(DISK).await;
-                (String::new(), false)
+                Done::default()
             });
             self.waiting.insert(uid, object);
             return;
@@ -367,11 +402,17 @@ impl Agent {
             let report = carry_out(decision, &client, &context, &object, &cancel).await;
             // Whoever sees the end may begin the next checkpoint of the pod at once.
             left.cancel();
-            let concluded = match report {
-                Some(report) => deliver(&client, &context, &object, &report).await,
+            let concluded = match &report {
+                Some(report) => deliver(&client, &context, &object, report).await,
                 None => false,
             };
-            (uid, concluded)
+            let still_open = |report: Report| report.status.patches.iter().any(Patch::is_open);
+            let unsettled = decision == Decision::Settle && report.is_some_and(still_open);
+            Done {
+                uid,
+                concluded,
+                unsettled: unsettled.then(|| Box::new(object)),
+            }
         });
     }
 
@@ -379,6 +420,7 @@ impl Agent {
     fn forget(&mut self, uid: &str) {
         self.concluded.remove(uid);
         self.waiting.remove(uid);
+        self.unsettled.remove(uid);
         if let Some(running) = self.running.get(uid) {
             running.cancel.cancel();
             return;
@@ -390,9 +432,10 @@ impl Agent {
     fn remove_orphan(&self, uid: String) {
         let context = self.context.clone();
         tokio::spawn(async move {
-            let written = tokio::task::spawn_blocking(move || remove_orphan(&context, &uid)).await;
+            let (of, removed) = (context.clone(), uid.clone());
+            let written = tokio::task::spawn_blocking(move || remove_orphan(&of, &removed)).await;
             if let Ok(Some(files)) = written {
-                files.clear(|| ()).await;
+                operation::clear::clear(&context, &uid, files).await;
             }
         });
     }
@@ -425,6 +468,12 @@ fn remove_orphan(context: &Context, uid: &str) -> Option<RuntimeFiles> {
         return None;
     }
     let entry = context.journal.read(uid).ok().flatten();
+    let files = entry
+        .filter(|entry| entry.result.is_none())
+        .and_then(|entry| entry.files);
+    if let Some(files) = &files {
+        operation::clear::note(context, uid, files);
+    }
     if folder.exists() {
         tracing::info!(uid, "deleting the archive of an object that is gone");
     }
@@ -432,17 +481,7 @@ fn remove_orphan(context: &Context, uid: &str) -> Option<RuntimeFiles> {
     if let Err(error) = context.journal.remove(uid) {
         tracing::error!(%error, "journal");
     }
-    entry.filter(|entry| entry.result.is_none())?.files
-}
-
-/// The note beside a complete archive that says what happens to it.
-const POLICY: &str = "policy.json";
-
-fn keeps(folder: &Path) -> bool {
-    let policy = std::fs::read(folder.join(POLICY))
-        .ok()
-        .and_then(|json| serde_json::from_slice(&json).ok());
-    policy == Some(DeletionPolicy::Retain)
+    files
 }
 
 fn source_uid(object: &PodCheckpoint) -> String {
@@ -470,12 +509,6 @@ async fn carry_out(
                 return None;
             }
             operation::run(client, context, object, &mut report, cancel).await;
-            if report.status.archive_state == Some(ArchiveState::Present)
-                && let Err(error) =
-                    write_synced(&context.folder(&uid).join(POLICY), &object.spec.deletion_policy)
-            {
-                tracing::error!(%error, "cannot note the deletion policy");
-            }
         }
         Decision::Refuse => refuse(&mut report),
         Decision::Interrupted => {
@@ -503,7 +536,8 @@ async fn carry_out(
         }
         Decision::Settle => {
             take_over(object, &mut report);
-            security::report_restored(&mut report, &context.security.recovered(&uid));
+            let settled = context.security.settle(object, context.runtime_socket.as_deref());
+            security::report_restored(&mut report, &settled.await);
         }
         Decision::Delete => {
             let folder = context.folder(&uid);

@@ -19,8 +19,8 @@ use crate::report::Report;
 /// How many findings a status carries.
 const FINDINGS: usize = 24;
 
-/// What the probe found out about the node itself; asked again when CRIU or its cache is another one, or CRIU did not
-/// work.
+/// What the probe found out about the node itself; asked again when CRIU or its cache is another one, or something did not
+/// work: that may be over by now.
 #[derive(Debug, Default)]
 pub struct NodeCheck(Mutex<Option<(Identity, Observations)>>);
 
@@ -35,7 +35,7 @@ impl NodeCheck {
     pub async fn look(&self, runtime: i32) -> Result<Observations, ProbeError> {
         let mut known = self.0.lock().await;
         if let Some((identity, seen)) = known.as_ref()
-            && seen.criu.as_ref().is_some_and(|criu| criu.good)
+            && holds(seen)
             && *identity == identify(runtime, seen.criu.as_ref())
         {
             return Ok(seen.clone());
@@ -48,6 +48,12 @@ impl NodeCheck {
         *known = Some((identify(runtime, seen.criu.as_ref()), seen.clone()));
         Ok(seen)
     }
+}
+
+/// Whether what was seen is still so for as long as CRIU is the same; pure.
+fn holds(seen: &Observations) -> bool {
+    let good = seen.criu.as_ref().is_some_and(|criu| criu.good);
+    good && matches!(verdict::verdict(seen).outcome, Outcome::Pass | Outcome::Degraded)
 }
 
 fn identify(runtime: i32, criu: Option<&Criu>) -> Identity {
@@ -254,6 +260,23 @@ mod tests {
             judge(&verdict(Outcome::Fail, Reason::AlreadyTraced), true).status,
             Status::False
         );
+    }
+
+    #[test]
+    fn what_did_not_work_on_the_node_is_looked_at_again() {
+        let recorded = |name: &str| -> Observations {
+            let path = format!(
+                "{}/../probe/tests/recorded/{name}.json",
+                env!("CARGO_MANIFEST_DIR")
+            );
+            let case: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+            serde_json::from_value(case["observations"].clone()).unwrap()
+        };
+        assert!(holds(&recorded("a_cache_that_is_true_is_not_called_stale")));
+        let mut denied = recorded("a_cache_that_is_true_is_not_called_stale");
+        let own = recorded("a_filter_that_refuses_ptrace_is_named").steps;
+        denied.steps = own;
+        assert!(!holds(&denied));
     }
 
     #[test]

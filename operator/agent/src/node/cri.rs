@@ -177,6 +177,13 @@ fn handlers(mut names: Vec<String>, config: &VerboseConfig) -> Vec<Handler> {
     names.into_iter().map(of).collect()
 }
 
+/// Read by itself: whatever else of the configuration cannot be read, this is known. containerd 1.7 and 2 call it the same
+/// (criconfig.Config.RootDir), and it is the folder of the CRI plugin below containerd's own.
+fn root(config: &str) -> Option<PathBuf> {
+    let config: RootConfig = serde_json::from_str(config).ok()?;
+    Some(config.root_dir).filter(|root| root.is_absolute())
+}
+
 /// A connection to the runtime.
 #[derive(Clone, Debug)]
 pub struct Cri {
@@ -255,10 +262,7 @@ impl Cri {
     /// # Errors
     /// When the runtime does not answer.
     pub async fn handlers(&self) -> Result<Vec<Handler>, CriError> {
-        let request = StatusRequest { verbose: true };
-        let answer: StatusResponse = self
-            .look_up("Status", "/runtime.v1.RuntimeService/Status", request)
-            .await?;
+        let answer = self.status().await?;
         // The verbose part is the runtime's own JSON; containerd's has its configuration.
         let config: VerboseConfig = answer
             .info
@@ -267,6 +271,21 @@ impl Cri {
             .unwrap_or_default();
         let names = answer.runtime_handlers.into_iter().map(|handler| handler.name);
         Ok(handlers(names.collect(), &config))
+    }
+
+    /// The folder on the node in which containerd keeps what it knows of containers. None when it does not tell, or when
+    /// this is another runtime.
+    pub async fn root(&self) -> Option<PathBuf> {
+        if !self.version.is_containerd() {
+            return None;
+        }
+        root(self.status().await.ok()?.info.get("config")?)
+    }
+
+    async fn status(&self) -> Result<StatusResponse, CriError> {
+        let request = StatusRequest { verbose: true };
+        self.look_up("Status", "/runtime.v1.RuntimeService/Status", request)
+            .await
     }
 
     /// The ready sandbox of a pod, found by the pod's UID and never by its name.
@@ -490,6 +509,13 @@ struct VerboseConfig {
     containerd: ContainerdConfig,
 }
 
+/// As [`VerboseConfig`], where its files are.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RootConfig {
+    root_dir: PathBuf,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct ContainerdConfig {
@@ -649,6 +675,19 @@ mod tests {
             .major()
         };
         assert_eq!((of("v2.4.2"), of("1.7.24~ds1"), of("")), (Some(2), Some(1), None));
+    }
+
+    #[test]
+    fn the_folder_of_containers_is_that_of_the_cri_plugin_and_not_that_of_containerd() {
+        let told = r#"{"containerd": {"runtimes": null}, "containerdRootDir": "/data/containerd",
+            "containerdEndpoint": "/run/containerd/containerd.sock",
+            "rootDir": "/data/containerd/io.containerd.grpc.v1.cri",
+            "stateDir": "/run/containerd/io.containerd.grpc.v1.cri"}"#;
+        let folder = PathBuf::from("/data/containerd/io.containerd.grpc.v1.cri");
+        assert_eq!(root(told), Some(folder));
+        for nothing in ["[crio]", "{}", r#"{"rootDir": ""}"#, r#"{"rootDir": "data"}"#] {
+            assert_eq!(root(nothing), None);
+        }
     }
 
     #[tokio::test]

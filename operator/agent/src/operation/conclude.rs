@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use podcheckpoint_crds::conditions::Verdict;
 use podcheckpoint_crds::{ConditionType, Reason, Step};
 
-use super::{Context, Stop, failed, guest, gvisor, machine};
+use super::{Context, Stop, clear, failed, guest, gvisor, machine};
 use crate::guest::dump::Place;
 use crate::journal::{Entry, TargetProcess};
 use crate::node::cgroup::{Control, Freezer};
@@ -218,8 +218,7 @@ pub async fn recover(context: &Context, entry: &Entry, report: &mut Report) {
         gvisor::release(sentry, &entry.uid).await;
     }
     if let Some(files) = entry.files.clone() {
-        // The archive's folder is gone: the runtime cannot make a file in it.
-        files.clear(|| ()).await;
+        clear::clear(context, &entry.uid, files).await;
     }
     // A guest takes back by itself whatever an agent that is gone had begun.
     let held = Held::of_entry(entry, freezers);

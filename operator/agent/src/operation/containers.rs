@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use podcheckpoint_crds::{Method, PodCheckpoint, Reason, Step};
+use podcheckpoint_crds::{Method, Reason, Step};
 use tokio_util::sync::CancellationToken;
 
-use super::keep::{describe_archive, partial_tar, store};
+use super::keep::{aside_of_archive, describe_archive, not_stored, partial_tar, store_container};
 use super::phases::Phases;
-use super::{Context, Inspection, Stop, WATCHDOG_GRACE, describe};
+use super::{Context, Inspection, Stop, WATCHDOG_GRACE};
 use crate::archive::{self, ArchiveError, Identity};
 use crate::criu;
 use crate::node::cgroup::{Control, Freezer};
@@ -33,15 +33,13 @@ pub(super) struct Subject {
 /// Takes the checkpoint and leaves the archives in the folder.
 pub(super) async fn checkpoint(
     context: &Context,
-    object: &PodCheckpoint,
     found: &Inspection,
     folder: &Path,
     report: &mut Report,
     cancelled: &CancellationToken,
     phases: &mut Phases,
 ) -> Result<(), Stop> {
-    let deadline = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
-    let (dumped, mut frozen) = dump(context, found, folder, deadline, cancelled).await;
+    let (dumped, mut frozen) = dump(context, found, folder, cancelled).await;
     phases.end("dump");
     let result = match dumped {
         Ok(()) => finish(found, folder, report).await,
@@ -58,16 +56,10 @@ async fn dump(
     context: &Context,
     found: &Inspection,
     folder: &Path,
-    deadline: Duration,
     cancelled: &CancellationToken,
 ) -> (Result<(), Stop>, Duration) {
-    let freezers = found.freezers();
-    let watchdog = match Watchdog::arm(
-        &freezers,
-        deadline + WATCHDOG_GRACE,
-        found.cri.socket(),
-        &context.archive_root,
-    ) {
+    let (freezers, deadline) = (found.freezers(), found.deadline);
+    let watchdog = match arm(context, found, deadline.left() + WATCHDOG_GRACE).await {
         Ok(watchdog) => watchdog,
         Err(error) => {
             let words = format!("the watchdog cannot be started: {error}");
@@ -75,12 +67,12 @@ async fn dump(
             return (Err(stop), Duration::ZERO);
         }
     };
-    let work = by_method(context, found, folder, deadline);
+    let work = by_method(context, found, folder, deadline.left());
     let mut frozen = Duration::ZERO;
     let result = tokio::select! {
         result = work => result,
         () = watch_freezers(&freezers, &mut frozen) => Ok(()),
-        () = tokio::time::sleep(deadline) => Err(late(deadline)),
+        () = tokio::time::sleep_until(deadline.until) => Err(deadline.passed(Step::Dump)),
         () = cancelled.cancelled() => Err(Stop::new(Step::Dump, Reason::AgentInterrupted, "cancelled: the PodCheckpoint was deleted or the agent is ending")),
     };
     let undisturbed = result.is_ok() && matches!(source_state(&freezers), SourceState::Runs { .. });
@@ -95,6 +87,15 @@ async fn dump(
         tracing::error!(%error, "the watchdog is gone");
     }
     (result, frozen)
+}
+
+/// Beside the loop: a child process takes its time to start.
+async fn arm(context: &Context, found: &Inspection, limit: Duration) -> std::io::Result<Watchdog> {
+    let (freezers, root) = (found.freezers(), context.archive_root.clone());
+    let socket = found.cri.socket().to_owned();
+    let arm = move || Watchdog::arm(&freezers, limit, &socket, &root);
+    let armed = tokio::task::spawn_blocking(arm).await;
+    armed.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 /// A pod that is deleted under a dump makes it fail in many words, none of which says so.
@@ -114,14 +115,6 @@ pub(super) fn longest_by_criu(report: &Report) -> Duration {
     let all = report.status.checkpointed_containers.iter();
     let longest = all.filter_map(|c| c.frozen_micros).max().unwrap_or_default();
     Duration::from_micros(u64::try_from(longest).unwrap_or_default())
-}
-
-pub(super) fn late(deadline: Duration) -> Stop {
-    let message = format!(
-        "the checkpoint did not end within {} s; the pod was made to run again",
-        deadline.as_secs()
-    );
-    Stop::new(Step::Dump, Reason::DeadlineExceeded, message)
 }
 
 /// Adds up how long any of the containers was frozen. Never returns.
@@ -199,9 +192,8 @@ async fn by_kubelet(
         // The path is the node's; process 1 has the node's root.
         let on_node = Path::new("/proc/1/root").join(written.strip_prefix("/").unwrap_or(&written));
         let partial = partial_tar(folder, name);
-        let taken = tokio::task::spawn_blocking(move || archive::take_over(&on_node, &partial)).await;
-        let taken = taken.map_err(|e| Stop::new(Step::Archive, Reason::ArchiveIncomplete, e.to_string()))?;
-        taken.map_err(|error| Stop::new(Step::Archive, error.reason(), describe(&error)))?;
+        let taken = tokio::task::spawn_blocking(move || archive::take_over(&on_node, &partial));
+        aside_of_archive(taken.await)?;
     }
     Ok(())
 }
@@ -252,18 +244,20 @@ async fn dump_directly(
     let made = archive::prepare(&folder)
         .and_then(|()| archive::prepare(&images))
         .and_then(|()| archive::prepare(&work));
-    made.map_err(|error| Stop::new(Step::Archive, error.reason(), describe(&error)))?;
+    made.map_err(not_stored)?;
     let result = tasks.checkpoint(&subject.container.id, &images, &work).await;
     result.map_err(|error| explain_dump(&error.to_string(), &logs, since))?;
-    // While the container is still frozen: its files belong to the same moment as its memory.
-    write_metadata(subject, &folder, &work)
-        .map_err(|error| Stop::new(Step::Archive, error.reason(), describe(&error)))
+    // While the container is still frozen: its files belong to the same moment as its memory. Beside the loop, which
+    // holds the deadline: they may be many.
+    let (container, pid) = (subject.container.clone(), subject.target.pid);
+    let written = tokio::task::spawn_blocking(move || write_metadata(&container, pid, &folder, &work));
+    aside_of_archive(written.await)
 }
 
 /// The rest of the layout, beside CRIU's images.
-fn write_metadata(subject: &Subject, folder: &Path, work: &Path) -> Result<(), ArchiveError> {
+fn write_metadata(container: &Container, pid: i32, folder: &Path, work: &Path) -> Result<(), ArchiveError> {
     let io = |path: PathBuf| move |source| ArchiveError::Io { path, source };
-    write_container(&subject.container, folder)?;
+    write_container(container, folder)?;
     for file in ["dump.log", "stats-dump"] {
         let from = work.join(file);
         if from.exists() {
@@ -271,7 +265,7 @@ fn write_metadata(subject: &Subject, folder: &Path, work: &Path) -> Result<(), A
         }
     }
     let _ = fs::remove_dir_all(work);
-    archive::upper_layer(subject.target.pid).map_or(Ok(()), |upper| {
+    archive::upper_layer(pid).map_or(Ok(()), |upper| {
         archive::rootfs_diff(&upper, &folder.join("rootfs-diff.tar"))
     })
 }
@@ -343,16 +337,8 @@ async fn finish(found: &Inspection, folder: &Path, report: &mut Report) -> Resul
             pod: found.sandbox.name.clone(),
             container: container.name.clone(),
         };
-        let (folder, name, direct) = (
-            folder.to_owned(),
-            container.name.clone(),
-            found.plan.method == Method::Direct,
-        );
-        let stored = tokio::task::spawn_blocking(move || store(&folder, &name, direct, &expected)).await;
-        let stored =
-            stored.map_err(|e| Stop::new(Step::Archive, Reason::ArchiveIncomplete, e.to_string()))?;
-        let (path, verified) =
-            stored.map_err(|error| Stop::new(Step::Archive, error.reason(), describe(&error)))?;
+        let direct = found.plan.method == Method::Direct;
+        let (path, verified) = store_container(found.deadline, folder, direct, &expected).await?;
         total += verified.size;
         report
             .status

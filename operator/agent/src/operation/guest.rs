@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::conclude::describe_source as source;
-use super::containers::{late, longest_by_criu, write_container};
+use super::containers::{longest_by_criu, write_container};
 use super::inspect::look_for_room;
-use super::keep::{describe, describe_archive, store};
-use super::{Context, Stop, WATCHDOG_GRACE};
+use super::keep::{describe_archive, not_stored, store_container};
+use super::{Context, Deadline, Stop, WATCHDOG_GRACE};
 use crate::archive::{self, ArchiveError, Identity};
 use crate::guest::dump::{DumpError, Now, Order, Place};
 use crate::guest::survey::{self, Inner, Survey};
@@ -150,12 +150,12 @@ impl Subject {
         &self,
         context: &Context,
         object: &PodCheckpoint,
+        deadline: Deadline,
         folder: &Path,
         report: &mut Report,
         cancelled: &CancellationToken,
     ) -> Result<(), Stop> {
-        let limit = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
-        let (place, until) = (self.place(object), Instant::now() + limit);
+        let place = self.place(object);
         for (number, ((container, identity), target)) in
             self.of.iter().zip(&self.survey.containers).enumerate()
         {
@@ -167,7 +167,7 @@ impl Subject {
                 place: &place,
                 survey: &self.survey,
                 target,
-                limit: until.saturating_duration_since(Instant::now()) + WATCHDOG_GRACE,
+                limit: deadline.left() + WATCHDOG_GRACE,
                 archive_root: &context.archive_root,
             };
             let dump = self.dump(&order, container, folder);
@@ -176,13 +176,13 @@ impl Subject {
                 result = dump => if let Err(stop) = result {
                     return Err(or_machines_end(stop, &place).await);
                 },
-                () = tokio::time::sleep_until(until) => return Err(late(limit)),
+                () = tokio::time::sleep_until(deadline.until) => return Err(deadline.passed(Step::Dump)),
                 () = cancelled.cancelled() => {
                     let words = "cancelled: the PodCheckpoint was deleted or the agent is ending";
                     return Err(Stop::new(Step::Dump, Reason::AgentInterrupted, words));
                 }
             }
-            self.keep(container, identity, folder, report).await?;
+            self.keep(container, identity, deadline, folder, report).await?;
         }
         let sizes = report.status.checkpointed_containers.iter().map(|c| c.size_bytes);
         let total = u64::try_from(sizes.sum::<i64>()).unwrap_or_default();
@@ -196,14 +196,14 @@ impl Subject {
         let name = &container.name;
         let partial = folder.join(format!("{name}.partial"));
         let made = archive::prepare(&partial).and_then(|()| archive::prepare(&partial.join("checkpoint")));
-        made.map_err(unstored)?;
+        made.map_err(not_stored)?;
         if let Err(error) = order.carry_out(&partial).await {
             return Err(failed(&error, &folder.join(format!("{name}.criu.log"))));
         }
         let described = write_container(container, &partial);
         described
             .and_then(|()| self.write_manifest(order.target, &partial))
-            .map_err(unstored)
+            .map_err(not_stored)
     }
 
     /// What the layout of an archive does not say: whose CRIU it was, and what has to be there at a restore.
@@ -232,14 +232,11 @@ impl Subject {
         &self,
         container: &Container,
         identity: &Identity,
+        deadline: Deadline,
         folder: &Path,
         report: &mut Report,
     ) -> Result<(), Stop> {
-        let (folder, name, identity) = (folder.to_owned(), container.name.clone(), identity.clone());
-        let stored = tokio::task::spawn_blocking(move || store(&folder, &name, true, &identity)).await;
-        let stored =
-            stored.map_err(|e| Stop::new(Step::Archive, Reason::ArchiveIncomplete, e.to_string()))?;
-        let (path, verified) = stored.map_err(unstored)?;
+        let (path, verified) = store_container(deadline, folder, true, identity).await?;
         let archives = &mut report.status.checkpointed_containers;
         archives.push(describe_archive(container, path, verified, true));
         Ok(())
@@ -265,10 +262,6 @@ async fn or_machines_end(stop: Stop, place: &Place) -> Stop {
         stop.message
     );
     Stop::new(stop.step, Reason::SourcePodGone, words)
-}
-
-fn unstored(error: ArchiveError) -> Stop {
-    Stop::new(Step::Archive, error.reason(), describe(&error))
 }
 
 /// CRIU's log is kept, since the guest keeps nothing.

@@ -8,9 +8,9 @@ use podcheckpoint_crds::{ArchiveFormat, ConditionType, PodCheckpoint, Reason, St
 use tokio_util::sync::CancellationToken;
 
 use super::inspect::{look_for_room, note};
-use super::keep::{Whole, describe};
-use super::{Context, Stop};
-use crate::archive::{self, ArchiveError};
+use super::keep::{Whole, not_stored, store};
+use super::{Context, Deadline, Stop};
+use crate::archive;
 use crate::gvisor::archive::{Member, Of};
 use crate::gvisor::save::{self, Seen};
 use crate::gvisor::{self, GvisorError};
@@ -115,35 +115,28 @@ impl Subject {
     /// Takes the checkpoint and leaves its archive in the folder.
     pub(super) async fn checkpoint(
         &self,
-        object: &PodCheckpoint,
+        deadline: Deadline,
         folder: &Path,
         report: &mut Report,
         cancelled: &CancellationToken,
     ) -> Result<(), Stop> {
         let dump = |error: GvisorError| Stop::new(Step::Dump, error.reason(), error.to_string());
-        let store = |error: ArchiveError| Stop::new(Step::Archive, error.reason(), describe(&error));
-        let deadline = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
         let partial = folder.join(format!("{NAME}.partial"));
-        archive::prepare(&partial).map_err(store)?;
+        archive::prepare(&partial).map_err(not_stored)?;
         let seen = self.seen().await.map_err(dump)?;
-        let saved = save::save(&self.sentry, &partial, deadline, cancelled).await;
+        let saved = save::save(&self.sentry, &partial, deadline.left(), cancelled).await;
         let stood = saved.map_err(dump)?;
         gvisor::archive::describe(&partial, &self.of, &self.sentry, &seen).map_err(dump)?;
         let (of, name) = (self.of.clone(), folder.join(NAME));
-        let stored = tokio::task::spawn_blocking(move || {
-            let verified = gvisor::archive::verify(&partial, &of)?;
-            archive::publish(&partial, &name).map(|()| verified)
-        });
-        let stored = stored.await;
-        let stored =
-            stored.map_err(|e| Stop::new(Step::Archive, Reason::ArchiveIncomplete, e.to_string()))?;
+        let verify = move |partial: &Path| gvisor::archive::verify(partial, &of);
+        let verified = store(deadline, &partial, &name, verify).await?;
         let whole = Whole {
             containers: &self.containers,
             path: NAME,
             format: ArchiveFormat::Gvisor,
             stood,
         };
-        whole.tell(&stored.map_err(store)?, report);
+        whole.tell(&verified, report);
         Ok(())
     }
 }

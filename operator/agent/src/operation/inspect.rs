@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use podcheckpoint_crds::{Finding, Method, Outcome, PodCheckpoint, Reason, RuntimeFacts, Step};
 
 use super::containers::Subject;
-use super::{Context, Inspection, Stop, Work, describe, guest, gvisor, inside, machine};
+use super::{Context, Deadline, Inspection, Stop, Work, describe, guest, gvisor, inside, machine};
 use crate::archive::{self, ArchiveError};
 use crate::guest::survey::Survey;
 use crate::journal::aside;
@@ -25,6 +25,7 @@ pub(super) async fn inspect(
     object: &PodCheckpoint,
     report: &mut Report,
 ) -> Result<Inspection, Stop> {
+    let deadline = Deadline::of(object);
     let stop = |reason, message: String| Stop::new(Step::Inspect, reason, message);
     let uid = object
         .status
@@ -47,6 +48,15 @@ pub(super) async fn inspect(
             ),
         )
     })?;
+    // Whoever may write a status could name another pod's UID in it.
+    let named = (
+        object.metadata.namespace.as_deref(),
+        object.spec.source_pod_name.as_str(),
+    );
+    if named != (Some(sandbox.namespace.as_str()), sandbox.name.as_str()) {
+        let words = format!("the pod with UID {uid} is not pod {} of this namespace", named.1);
+        return Err(stop(Reason::SourcePodReplaced, words));
+    }
     let containers = choose_containers(object, &sandbox)?;
     let recognised = recognise(&sandbox, &containers, context.machines_in_pods).await;
     report.status.runtime = Some(runtime_facts(&cri, &sandbox, &containers, &recognised));
@@ -78,6 +88,7 @@ pub(super) async fn inspect(
     }
     Ok(Inspection {
         started: SystemTime::now(),
+        deadline,
         pod_uid: uid.to_owned(),
         cri,
         sandbox,

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podcheckpoint_crds::{
-    ArchiveFormat, ArchiveState, CheckpointLocation, CheckpointedContainer, LocationType, NodeLocal,
+    ArchiveFormat, ArchiveState, CheckpointLocation, CheckpointedContainer, DeletionPolicy, LocationType,
+    NodeLocal, PodCheckpoint, Reason, Step,
 };
+use tokio::task::JoinError;
 
-use super::Stop;
+use super::{Deadline, Stop};
 use crate::archive::{self, ArchiveError, Identity, Verified};
+use crate::journal::write_synced;
 use crate::node::cri::Container;
 use crate::report::Report;
 use crate::words::{human_bytes, human_duration};
@@ -22,43 +25,100 @@ pub(super) fn describe(error: &ArchiveError) -> String {
     }
 }
 
-/// What failed leaves nothing but logs; what did not is named in the status.
+/// Why the node's disk has no archive.
+pub(super) fn not_stored(error: ArchiveError) -> Stop {
+    Stop::new(Step::Archive, error.reason(), describe(&error))
+}
+
+/// What became of work on an archive that was done beside the loop.
+pub(super) fn aside_of_archive<T>(done: Result<Result<T, ArchiveError>, JoinError>) -> Result<T, Stop> {
+    let broken = |error: JoinError| Stop::new(Step::Archive, Reason::ArchiveIncomplete, error.to_string());
+    done.map_err(broken)?.map_err(not_stored)
+}
+
+/// The note beside a complete archive that says what happens to it when its object is gone.
+const POLICY: &str = "policy.json";
+
+/// What failed leaves nothing but logs; what did not is named in the status. Without the note what is to become of it the
+/// archive could be deleted with its object against its user's will.
 pub(super) fn keep_or_remove(
     result: Result<(), Stop>,
-    uid: &str,
+    object: &PodCheckpoint,
     folder: &Path,
     report: &mut Report,
 ) -> Result<(), Stop> {
-    if result.is_err() {
+    let noted = result.and_then(|()| {
+        let path = folder.join(POLICY);
+        let written = write_synced(&path, &object.spec.deletion_policy);
+        written.map_err(|source| not_stored(ArchiveError::Io { path, source }))
+    });
+    if noted.is_err() {
         remove_all_but_logs(folder);
-    } else {
-        let path = format!("checkpoints/{uid}");
-        report.status.checkpoint_location = Some(CheckpointLocation {
-            r#type: LocationType::NodeLocal,
-            node_local: Some(NodeLocal { path }),
-        });
-        report.archive_state(ArchiveState::Present);
+        return noted;
     }
-    result
+    let path = format!(
+        "checkpoints/{}",
+        object.metadata.uid.as_deref().unwrap_or_default()
+    );
+    report.status.checkpoint_location = Some(CheckpointLocation {
+        r#type: LocationType::NodeLocal,
+        node_local: Some(NodeLocal { path }),
+    });
+    report.archive_state(ArchiveState::Present);
+    Ok(())
 }
 
-pub(super) fn store(
+/// Whether what is in the folder stays when its object is gone. A note that cannot be read may say so.
+pub fn keeps(folder: &Path) -> bool {
+    match fs::read(folder.join(POLICY)) {
+        Ok(json) => serde_json::from_slice(&json)
+            .map_or(true, |policy: DeletionPolicy| policy == DeletionPolicy::Retain),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => {
+            tracing::error!(folder = %folder.display(), %error, "what is to become of an archive is not known, so it stays");
+            true
+        }
+    }
+}
+
+/// Verifies an archive within the deadline, and only then gives it its name.
+pub(super) async fn store(
+    deadline: Deadline,
+    partial: &Path,
+    name: &Path,
+    verify: impl FnOnce(&Path) -> Result<Verified, ArchiveError> + Send + 'static,
+) -> Result<Verified, Stop> {
+    let (from, to) = (partial.to_owned(), name.to_owned());
+    let verified = tokio::task::spawn_blocking(move || verify(&from).map(|verified| (from, verified)));
+    let verified = tokio::time::timeout_at(deadline.until, verified).await;
+    let (from, verified) = aside_of_archive(verified.map_err(|_| deadline.passed(Step::Archive))?)?;
+    let published = tokio::task::spawn_blocking(move || archive::publish(&from, &to));
+    aside_of_archive(published.await).map(|()| verified)
+}
+
+/// The archive of one container: its name below the folder.
+pub(super) async fn store_container(
+    deadline: Deadline,
     folder: &Path,
-    name: &str,
     direct: bool,
     expected: &Identity,
-) -> Result<(String, Verified), ArchiveError> {
-    if direct {
-        let partial = folder.join(format!("{name}.partial"));
-        let verified = archive::verify_folder(&partial, expected)?;
-        archive::publish(&partial, &folder.join(name))?;
-        return Ok((name.to_owned(), verified));
-    }
-    let partial = partial_tar(folder, name);
-    let verified = archive::verify_tar(&partial, expected)?;
-    let file = format!("{name}.tar");
-    archive::publish(&partial, &folder.join(&file))?;
-    Ok((file, verified))
+) -> Result<(String, Verified), Stop> {
+    let (container, expected) = (expected.container.clone(), expected.clone());
+    let verified = if direct {
+        let partial = folder.join(format!("{container}.partial"));
+        let verify = move |partial: &Path| archive::verify_folder(partial, &expected);
+        store(deadline, &partial, &folder.join(&container), verify).await?
+    } else {
+        let verify = move |partial: &Path| archive::verify_tar(partial, &expected);
+        let name = folder.join(format!("{container}.tar"));
+        store(deadline, &partial_tar(folder, &container), &name, verify).await?
+    };
+    let name = if direct {
+        container
+    } else {
+        format!("{container}.tar")
+    };
+    Ok((name, verified))
 }
 
 pub(super) fn describe_archive(
@@ -150,6 +210,20 @@ pub fn remove_folder(folder: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_archive_goes_with_its_object_only_if_nothing_says_that_it_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let note = root.path().join(POLICY);
+        assert!(!keeps(root.path()));
+        for (words, stays) in [("\"Delete\"", false), ("\"Retain\"", true), ("\"Ret", true)] {
+            fs::write(&note, words).unwrap();
+            assert_eq!(keeps(root.path()), stays, "{words}");
+        }
+        fs::remove_file(&note).unwrap();
+        fs::create_dir(&note).unwrap();
+        assert!(keeps(root.path()), "a note that cannot be read");
+    }
 
     #[test]
     fn after_a_failure_only_the_log_is_left() {

@@ -8,9 +8,9 @@ use podcheckpoint_crds::{ArchiveFormat, ConditionType, PodCheckpoint, Reason, Sa
 use tokio_util::sync::CancellationToken;
 
 use super::inspect::note;
-use super::keep::{Whole, describe};
-use super::{Context, Stop};
-use crate::archive::{self, ArchiveError};
+use super::keep::{Whole, not_stored, store};
+use super::{Context, Deadline, Stop};
+use crate::archive;
 use crate::node::cri::{Container, Sandbox};
 use crate::report::Report;
 use crate::sandbox::{Machine, Recognised};
@@ -66,6 +66,7 @@ impl Subject {
         &self,
         context: &Context,
         object: &PodCheckpoint,
+        deadline: Deadline,
         report: &mut Report,
     ) -> Result<(), Stop> {
         if !report.has(ConditionType::PtraceValidated) {
@@ -77,7 +78,7 @@ impl Subject {
                 text,
             );
         }
-        let limits = limits(context, object, &CancellationToken::new());
+        let limits = limits(context, object, deadline, &CancellationToken::new());
         let ready = snapshot::check(&self.machine, &limits).await;
         let words = match &ready {
             Ok(ready) => ready.words(),
@@ -93,41 +94,41 @@ impl Subject {
         &self,
         context: &Context,
         object: &PodCheckpoint,
+        deadline: Deadline,
         folder: &Path,
         report: &mut Report,
         cancelled: &CancellationToken,
     ) -> Result<(), Stop> {
         let dump = |error: VmError| Stop::new(Step::Dump, error.reason(), error.to_string());
-        let store = |error: ArchiveError| Stop::new(Step::Archive, error.reason(), describe(&error));
-        let limits = limits(context, object, cancelled);
+        let limits = limits(context, object, deadline, cancelled);
         let partial = folder.join(format!("{NAME}.partial"));
-        archive::prepare(&partial).map_err(store)?;
+        archive::prepare(&partial).map_err(not_stored)?;
         let ready = snapshot::check(&self.machine, &limits).await.map_err(dump)?;
         let taken = snapshot::take(ready, &partial, &limits).await.map_err(dump)?;
         vm::archive::write_manifest(&partial, &self.of, &self.machine, &taken).map_err(dump)?;
         let (of, name) = (self.of.clone(), folder.join(NAME));
-        let stored = tokio::task::spawn_blocking(move || {
-            let verified = vm::archive::verify(&partial, &of)?;
-            archive::publish(&partial, &name).map(|()| verified)
-        });
-        let stored = stored.await;
-        let stored =
-            stored.map_err(|e| Stop::new(Step::Archive, Reason::ArchiveIncomplete, e.to_string()))?;
+        let verify = move |partial: &Path| vm::archive::verify(partial, &of);
+        let verified = store(deadline, &partial, &name, verify).await?;
         let whole = Whole {
             containers: &self.containers,
             path: NAME,
             format: ArchiveFormat::VirtualMachine,
             stood: taken.paused,
         };
-        whole.tell(&stored.map_err(store)?, report);
+        whole.tell(&verified, report);
         Ok(())
     }
 }
 
-fn limits(context: &Context, object: &PodCheckpoint, cancelled: &CancellationToken) -> Limits {
+fn limits(
+    context: &Context,
+    object: &PodCheckpoint,
+    deadline: Deadline,
+    cancelled: &CancellationToken,
+) -> Limits {
     Limits {
         archive_root: context.archive_root.clone(),
-        deadline: Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1)),
+        deadline: deadline.left(),
         allow_degraded: object.spec.allow_degraded,
         cancelled: cancelled.clone(),
     }

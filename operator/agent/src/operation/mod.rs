@@ -1,5 +1,6 @@
 //! One checkpoint, from the first look at the node to the verified archive. The only module that touches the target.
 
+pub(crate) mod clear;
 mod conclude;
 mod containers;
 pub(crate) mod guest;
@@ -15,6 +16,8 @@ mod prove;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Client;
@@ -36,8 +39,8 @@ use crate::validate::NodeCheck;
 use conclude::{Held, conclude};
 pub use conclude::{recover, release_left};
 use inspect::inspect;
-pub use keep::remove_folder;
 use keep::{describe, keep_or_remove};
+pub use keep::{keeps, remove_folder};
 use phases::Phases;
 use prove::prepare;
 
@@ -72,6 +75,36 @@ impl Context {
     }
 }
 
+/// The end of the time that the user gives to an operation. It begins with the first look at the node.
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    limit: Duration,
+    until: Instant,
+}
+
+impl Deadline {
+    fn of(object: &PodCheckpoint) -> Self {
+        let limit = Duration::from_secs(u64::try_from(object.spec.timeout_seconds).unwrap_or(1));
+        Self {
+            limit,
+            until: Instant::now() + limit,
+        }
+    }
+
+    fn left(self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    /// Why a step did not end in time.
+    fn passed(self, step: Step) -> Stop {
+        let message = format!(
+            "the checkpoint did not end within {} s; the pod was made to run again",
+            self.limit.as_secs()
+        );
+        Stop::new(step, Reason::DeadlineExceeded, message)
+    }
+}
+
 /// Why an operation ends early. This is data for the status, not an error of the agent.
 #[derive(Clone, Debug)]
 pub struct Stop {
@@ -101,6 +134,7 @@ impl Stop {
 struct Inspection {
     /// When the node was looked at: a log that is older is of another attempt.
     started: SystemTime,
+    deadline: Deadline,
     /// UID of the pod, as the controller pinned it.
     pod_uid: String,
     cri: Cri,
@@ -147,7 +181,7 @@ impl Inspection {
     }
 
     /// What the runtime is about to write, unless it only does what it is told step by step.
-    fn files(&self, object: &PodCheckpoint) -> Option<RuntimeFiles> {
+    async fn files(&self, object: &PodCheckpoint) -> Option<RuntimeFiles> {
         let (namespace, pod) = (&self.sandbox.namespace, &self.sandbox.name);
         let subjects = self.subjects();
         let of_kubelet =
@@ -157,8 +191,10 @@ impl Inspection {
             Method::Cri => Vec::new(),
             _ => return None,
         };
+        let root = self.cri.root().await;
         let since = Timestamp::now();
         Some(RuntimeFiles {
+            root,
             containers: subjects.iter().map(|s| s.container.id.clone()).collect(),
             kubelet,
             since,
@@ -243,7 +279,7 @@ async fn take(
     let found = found?;
     let prepared = match &found.work {
         Work::Containers(_) => prepare(client, context, object, &found, report).await,
-        Work::Machine(machine) => machine.look(context, object, report).await,
+        Work::Machine(machine) => machine.look(context, object, found.deadline, report).await,
         Work::Guest(guest) => guest.look(context, report).await,
         Work::Gvisor(sandbox) => sandbox.look(context, object, report).await,
     };
@@ -251,6 +287,12 @@ async fn take(
     prepared?;
     if object.spec.validate_only {
         return Ok(Taken::Nothing);
+    }
+    if found.deadline.left().is_zero() {
+        let limit = found.deadline.limit.as_secs();
+        let words =
+            format!("looking at the node and the pod took all of the {limit} s; nothing was done to the pod");
+        return Err(Stop::new(Step::ValidatePtrace, Reason::DeadlineExceeded, words));
     }
     // For whoever watches; the end is reported again and again, this is not worth waiting for.
     let _ = tokio::time::timeout(PROGRESS, report.publish(client)).await;
@@ -270,6 +312,10 @@ fn failed(report: &mut Report, stop: &Stop) {
         stop.message.clone(),
     );
     report.archive_state(ArchiveState::Nothing);
+    // Of several containers some may have been archived before another one failed.
+    report.status.checkpointed_containers.clear();
+    report.status.checkpoint_location = None;
+    report.status.size = None;
 }
 
 fn completed(report: &Report) -> String {
@@ -291,25 +337,33 @@ async fn checkpoint(
 ) -> Result<(), Stop> {
     let uid = object.metadata.uid.clone().unwrap_or_default();
     let folder = context.folder(&uid);
+    let files = found.files(object).await;
+    clear::wait_for_earlier(found, files.as_ref()).await?;
     let not_writable = |error: ArchiveError| Stop::new(Step::Archive, error.reason(), describe(&error));
     archive::prepare(&folder).map_err(not_writable)?;
-    let files = found.files(object);
-    begin(context, object, &uid, found, files.clone())?;
+    if let Err(stop) = begin(context, object, &uid, found, files.clone()) {
+        keep::remove_all_but_logs(&folder);
+        return Err(stop);
+    }
     let result = match &found.work {
         Work::Containers(_) => {
-            containers::checkpoint(context, object, found, &folder, report, cancelled, phases).await
+            containers::checkpoint(context, found, &folder, report, cancelled, phases).await
         }
         Work::Machine(machine) => {
             machine
-                .checkpoint(context, object, &folder, report, cancelled)
+                .checkpoint(context, object, found.deadline, &folder, report, cancelled)
                 .await
         }
         Work::Guest(guest) => {
             guest
-                .checkpoint(context, object, &folder, report, cancelled)
+                .checkpoint(context, object, found.deadline, &folder, report, cancelled)
                 .await
         }
-        Work::Gvisor(sandbox) => sandbox.checkpoint(object, &folder, report, cancelled).await,
+        Work::Gvisor(sandbox) => {
+            sandbox
+                .checkpoint(found.deadline, &folder, report, cancelled)
+                .await
+        }
     };
     phases.end(match &found.work {
         Work::Containers(_) => "archive",
@@ -318,10 +372,9 @@ async fn checkpoint(
         Work::Gvisor(_) => "save",
     });
     if let (Err(_), Some(files)) = (&result, files) {
-        let folder = folder.clone();
-        files.clear(move || keep::remove_all_but_logs(&folder)).await;
+        clear::clear(context, &uid, files).await;
     }
-    keep_or_remove(result, &uid, &folder, report)
+    keep_or_remove(result, object, &folder, report)
 }
 
 /// From here on the target may be touched, and the journal knows it.
