@@ -86,7 +86,8 @@ fn by_node(objects: &[Arc<PodCheckpoint>]) -> BTreeMap<&str, Node> {
         node.in_use |= object.metadata.deletion_timestamp.is_some()
             || !object.is_terminal()
             || object.has_open_patches();
-        node.at_work |= agent_is_at_work(object);
+        // One that was given up holds nobody back.
+        node.at_work |= agent_is_at_work(object) && !object.is_terminal();
         let ended = object
             .status
             .as_ref()
@@ -236,6 +237,16 @@ mod tests {
         assert_eq!(
             decide(agent("old"), vec![writing], &mut LastUse::new(), 1),
             (0, None)
+        );
+    }
+
+    #[test]
+    fn an_object_that_was_given_up_does_not_keep_an_agent_of_an_older_template() {
+        let mut lost = object(Some(1));
+        lost.status.as_mut().unwrap().archive_state = Some(ArchiveState::Writing);
+        assert_eq!(
+            decide(agent("old"), vec![lost], &mut LastUse::new(), 2),
+            (1, None)
         );
     }
 }

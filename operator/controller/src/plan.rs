@@ -19,6 +19,10 @@ use crate::target::{Refusal, Target, check_node, resolve};
 
 /// How long after its deadline an agent may be silent before it is given up.
 const AGENT_GRACE: SignedDuration = SignedDuration::from_secs(30);
+/// How often it is made sure that an agent is there to put a setting of its node back.
+const OPEN_PATCHES: Duration = Duration::from_secs(60);
+/// A pod's time of creation has whole seconds.
+const CREATION: SignedDuration = SignedDuration::from_secs(1);
 /// How long a deletion waits for an agent to delete the archive.
 const DELETION_LIMIT: SignedDuration = SignedDuration::from_secs(120);
 
@@ -172,7 +176,10 @@ fn stage(world: &World, now: Timestamp) -> Plan {
     }
     if object.is_terminal() && object.has_open_patches() {
         // The agent was lost before it could put everything back: any agent on the node does so when it starts.
-        return Plan::just(keep_agent(world).into_iter().collect());
+        return Plan {
+            actions: keep_agent(world).into_iter().collect(),
+            requeue: Some(OPEN_PATCHES),
+        };
     }
     if object.is_terminal() {
         return time_to_live(object, now);
@@ -276,19 +283,22 @@ fn first_sight(world: &World, now: Timestamp) -> Plan {
 /// While the agent has the object: it must start, and it must end.
 fn supervise(world: &World, now: Timestamp) -> Plan {
     let object = &world.object;
-    let start = object
-        .status
-        .as_ref()
-        .and_then(|s| s.start_time.as_ref())
-        .map_or(now, |t| t.0);
-    let begun = agent_has_begun(object);
-    let start_limit = start + SignedDuration::from_secs(world.settings.start_timeout);
-    if !begun && let Some((reason, message)) = agent_failure(world, now >= start_limit) {
-        let mut actions = end(writer(world, now).ended_by_us(Step::StartAgent, reason, &message));
-        actions.extend(failed_agent(world).map(delete_agent));
-        return Plan::just(actions);
+    let start_limit = started(object, now) + SignedDuration::from_secs(world.settings.start_timeout);
+    if !agent_has_begun(object) {
+        if let Some((reason, message)) = agent_failure(world, now) {
+            let mut actions = end(writer(world, now).ended_by_us(Step::StartAgent, reason, &message));
+            actions.extend(failed_agent(world).map(delete_agent));
+            return Plan::just(actions);
+        }
+        let mut plan = Plan::wait_until(start_limit, now);
+        plan.actions
+            .extend(leftover(world).map(delete_agent).or_else(|| keep_agent(world)));
+        return plan;
     }
-    let deadline = start + SignedDuration::from_secs(object.spec.timeout_seconds.into()) + AGENT_GRACE;
+    let begun = begun(object).unwrap_or(start_limit);
+    // The node has a clock of its own.
+    let begun = begun.clamp(started(object, now), start_limit.max(started(object, now)));
+    let deadline = begun + SignedDuration::from_secs(object.spec.timeout_seconds.into()) + AGENT_GRACE;
     if now >= deadline {
         return Plan::just(end(writer(world, now).ended_by_us(
             Step::Dump,
@@ -296,14 +306,21 @@ fn supervise(world: &World, now: Timestamp) -> Plan {
             &silence(world),
         )));
     }
-    let next = if begun {
-        deadline
-    } else {
-        deadline.min(start_limit)
-    };
-    let mut plan = Plan::wait_until(next, now);
+    let mut plan = Plan::wait_until(deadline, now);
     plan.actions.extend(keep_agent(world));
     plan
+}
+
+/// When the object was bound.
+fn started(object: &PodCheckpoint, now: Timestamp) -> Timestamp {
+    let status = object.status.as_ref();
+    status.and_then(|s| s.start_time.as_ref()).map_or(now, |t| t.0)
+}
+
+/// When the agent said that it begins, by the clock of its node.
+fn begun(object: &PodCheckpoint) -> Option<Timestamp> {
+    let said = object.condition(ConditionType::Checkpointed)?;
+    (said.reason == Reason::CheckpointInProgress.as_str()).then_some(said.last_transition_time.0)
 }
 
 fn silence(world: &World) -> String {
@@ -352,8 +369,27 @@ fn failed_agent(world: &World) -> Option<&Pod> {
         .filter(|pod| matches!(phase(pod).as_str(), "Failed" | "Succeeded"))
 }
 
+/// An agent from before this object that will not start soon: what it says is of another time, and the next one may do
+/// better.
+fn leftover(world: &World) -> Option<&Pod> {
+    world
+        .agent
+        .as_ref()
+        .filter(|pod| is_older(pod, world) && pod_failure(pod).is_some())
+}
+
+/// Whether a pod of an agent was made before the object was bound.
+fn is_older(pod: &Pod, world: &World) -> bool {
+    let start = world.object.status.as_ref().and_then(|s| s.start_time.as_ref());
+    let made = pod.metadata.creation_timestamp.as_ref();
+    made.zip(start)
+        .is_some_and(|(made, start)| made.0 + CREATION < start.0)
+}
+
 /// Why the agent does not start, as soon as that is certain.
-fn agent_failure(world: &World, late: bool) -> Option<Refusal> {
+fn agent_failure(world: &World, now: Timestamp) -> Option<Refusal> {
+    let limit = SignedDuration::from_secs(world.settings.start_timeout);
+    let late = now >= started(&world.object, now) + limit;
     if let Some(words) = &world.agent_denied {
         return Some((
             Reason::AgentDenied,
@@ -369,7 +405,7 @@ fn agent_failure(world: &World, late: bool) -> Option<Refusal> {
     let current = world
         .agent
         .as_ref()
-        .filter(|pod| template_of(pod) == world.settings.template);
+        .filter(|pod| template_of(pod) == world.settings.template && !is_older(pod, world));
     if let Some(failure) = current.and_then(pod_failure) {
         return Some(failure);
     }

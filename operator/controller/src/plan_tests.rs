@@ -176,6 +176,26 @@ fn bound_world() -> World {
     world
 }
 
+/// The agent said at that time, by its node's clock, that it begins.
+fn begun_world(begun: Timestamp) -> World {
+    let mut world = bound_world();
+    world.agent = Some(agent(None));
+    let status = world.object.status.as_mut().unwrap();
+    status.archive_state = Some(ArchiveState::Writing);
+    let begins = condition(
+        ConditionType::Checkpointed,
+        Verdict::Unknown,
+        Reason::CheckpointInProgress,
+        "",
+        None,
+        &[],
+        &Time(begun),
+    );
+    status.conditions.retain(|c| c.type_ != begins.type_);
+    status.conditions.push(begins);
+    world
+}
+
 fn finished_world() -> World {
     let mut world = bound_world();
     world.object.status.as_mut().unwrap().archive_state = Some(ArchiveState::Present);
@@ -558,13 +578,70 @@ fn a_node_that_stops_while_the_agent_starts_is_named() {
 
 #[test]
 fn a_silent_agent_is_given_up_after_the_deadline_and_not_before() {
-    let mut world = bound_world();
-    world.agent = Some(Pod::default());
-    world.object.status.as_mut().unwrap().archive_state = Some(ArchiveState::Writing);
-    assert_eq!(writes(&plan(&world, at(329))), 0);
-    let late = plan(&world, at(331));
+    let mut world = begun_world(at(1));
+    assert_eq!(writes(&plan(&world, at(330))), 0);
+    let late = plan(&world, at(332));
     carry_out(&mut world, &late);
     assert_eq!(status(&world, ConditionType::Stalled).1, "AgentLost");
+    // Nobody can say that nothing was done to the pod.
+    assert_eq!(
+        status(&world, ConditionType::SourceRunning),
+        ("Unknown".into(), "SourceUnknown".into())
+    );
+}
+
+#[test]
+fn an_agent_that_came_late_has_all_of_its_time() {
+    let world = begun_world(at(50));
+    assert_eq!(writes(&plan(&world, at(379))), 0);
+    assert_eq!(writes(&plan(&world, at(381))), 1);
+}
+
+#[test]
+fn a_node_whose_clock_is_wrong_moves_no_deadline_by_more_than_the_agents_start_may_take() {
+    assert_eq!(writes(&plan(&begun_world(at(90_000)), at(391))), 1);
+    assert_eq!(writes(&plan(&begun_world(at(-90_000)), at(329))), 0);
+}
+
+#[test]
+fn an_agent_that_has_not_begun_is_late_and_not_lost() {
+    let mut world = bound_world();
+    world.object.spec.timeout_seconds = 5;
+    world.agent = Some(Pod::default());
+    assert_eq!(writes(&plan(&world, at(59))), 0);
+    let late = plan(&world, at(61));
+    carry_out(&mut world, &late);
+    assert_eq!(status(&world, ConditionType::Stalled).1, "AgentNotStarted");
+    assert_eq!(status(&world, ConditionType::SourceRunning).1, "NotReached");
+}
+
+#[test]
+fn what_an_agent_from_before_has_failed_of_is_no_failure_of_this_one() {
+    for mut old in [
+        rejected(),
+        agent(Some("ImagePullBackOff")),
+        agent(Some("CrashLoopBackOff")),
+    ] {
+        old.metadata.creation_timestamp = Some(Time(at(-100)));
+        let mut world = bound_world();
+        world.agent = Some(old.clone());
+        assert_eq!(plan(&world, at(2)).actions, [Action::DeleteAgent(Box::new(old))]);
+    }
+}
+
+#[test]
+fn a_setting_that_is_still_changed_keeps_an_agent_and_the_controller_looking() {
+    let mut world = finished_world();
+    let last = plan(&world, at(5));
+    carry_out(&mut world, &last);
+    let open = serde_json::json!({
+        "kind": "Freezer", "setting": "x", "scope": "container", "before": "x", "after": "x", "exposes": "x",
+        "atMostSeconds": 0, "appliedTime": "2026-01-01T00:00:00Z",
+    });
+    world.object.status.as_mut().unwrap().patches = vec![serde_json::from_value(open).unwrap()];
+    let looking = plan(&world, at(6));
+    assert_eq!(looking.actions, [ensure_agent()]);
+    assert!(looking.requeue.is_some());
 }
 
 #[test]

@@ -229,7 +229,8 @@ pub(crate) async fn run(client: Client, shared: Arc<Shared>, agents_writer: refl
 fn waiting_for(pod: &Pod, objects: &Store<PodCheckpoint>) -> Vec<ObjectRef<PodCheckpoint>> {
     let node = node_of(pod);
     let waits = |o: &PodCheckpoint| {
-        bound_node(o) == Some(node) && (!o.is_terminal() || o.metadata.deletion_timestamp.is_some())
+        let done = o.is_terminal() && o.metadata.deletion_timestamp.is_none() && !o.has_open_patches();
+        bound_node(o) == Some(node) && !done
     };
     objects
         .state_filter(waits)

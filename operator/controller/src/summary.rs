@@ -156,16 +156,28 @@ impl Writer<'_> {
         known.unwrap_or_else(|| self.set(ConditionType::TargetResolved, (Verdict::False, reason, message)))
     }
 
-    /// The agent's conditions that the agent never wrote: they stay ours, and say that it was not come to them.
+    /// The agent's conditions that the agent never wrote: they stay ours, and say that it was not come to them. Of a pod
+    /// that an agent has begun with, nobody else can say that nothing was done to it.
     fn untouched(&self) -> impl Iterator<Item = Condition> {
+        let begun = self
+            .object
+            .status
+            .as_ref()
+            .is_some_and(|s| s.archive_state.is_some());
         let never_written = |t: &ConditionType| {
             let current = self.object.condition(*t);
             current.is_none_or(|c| c.reason == Reason::Pending.as_str())
         };
-        let words = (Verdict::Unknown, Reason::NotReached, "an earlier step failed");
-        agents_types()
-            .filter(never_written)
-            .map(move |t| self.set(t, words))
+        let not_reached = (Verdict::Unknown, Reason::NotReached, "an earlier step failed");
+        let not_told = (
+            Verdict::Unknown,
+            Reason::SourceUnknown,
+            "the agent was lost before it could say what the pod does",
+        );
+        agents_types().filter(never_written).map(move |t| {
+            let lost = begun && t == ConditionType::SourceRunning;
+            self.set(t, if lost { not_told } else { not_reached })
+        })
     }
 
     /// A pod that does not run is worse news than any result, so it is said first.
