@@ -17,6 +17,8 @@ build_operator() {
     # Symbols are half of a debug build, and images are copied to every node.
     strip -o "$built/out/$program" "${CARGO_TARGET_DIR:-target}/$triple/$profile/$program"
   done
+  # The tag stays the same: by this a Deployment of an earlier build is told from one of this.
+  PODCHECKPOINT_BUILD=$(cat "$built"/out/* | sha256sum | cut -c1-16)
   e2e/cluster build-images "$built"
   rm -rf "$built"
 }
@@ -29,5 +31,7 @@ install_operator() {
     --set controller.image.repository="${PODCHECKPOINT_IMAGE_PREFIX:-localhost}/podcheckpoint-controller" \
     --set agent.image.repository="${PODCHECKPOINT_IMAGE_PREFIX:-localhost}/podcheckpoint-agent" \
     --set controller.image.tag="${PODCHECKPOINT_IMAGE_TAG:-dev}" --set agent.image.tag="${PODCHECKPOINT_IMAGE_TAG:-dev}" \
-    "$@" > /dev/null
+    --set-string controller.podAnnotations.build="${PODCHECKPOINT_BUILD:-unknown}" "$@" > /dev/null
+  # Agents of an earlier build would stay until they are idle.
+  kubectl delete pod --namespace podcheckpoint-system --selector app.kubernetes.io/component=agent --wait > /dev/null 2>&1
 }

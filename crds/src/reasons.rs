@@ -214,7 +214,7 @@ reasons! {
         }
         SourcePodReplaced {
             "Another pod of the same name has taken the place of the one that was meant.",
-            "The pod's UID differs from spec.sourcePodUID or from status.sourcePodUID.",
+            "The pod's UID differs from spec.sourcePodUID or from status.sourcePodUID, or the pod with that UID has another name.",
             "Create another PodCheckpoint without sourcePodUID, or with the UID of the new pod.",
         }
         SourcePodGone {
@@ -248,8 +248,8 @@ reasons! {
             "Run the workload as an ordinary pod.",
         }
         TargetBusy {
-            "Another PodCheckpoint is at work on the same pod.",
-            "The message names it.",
+            "Another PodCheckpoint is at work on the same pod, or the runtime still writes an earlier one that was called off.",
+            "The message says which of both. While containerd writes, it has a folder ctrd-checkpoint among its files of the container.",
             "Wait until the other one has finished, then create another PodCheckpoint.",
         }
         PodProtected {

@@ -488,7 +488,7 @@ fn a_dump_in_a_guest_that_is_called_off_leaves_the_pod_running_and_nothing_behin
     let heavy = json!({"command": ["sh", "-c", HEAVY_COUNT]});
     let machine = start(&namespace, "heavy", "kata-tcg", &json!({}), &[heavy], &json!([]))?;
     eventually(Duration::from_secs(180), || namespace.count("heavy", "main"))?;
-    let spec = json!({"sourcePodName": "heavy", "method": "Guest", "timeoutSeconds": 3});
+    let spec = json!({"sourcePodName": "heavy", "method": "Guest", "timeoutSeconds": 12});
     let status = take(&namespace, &spec)?;
     assert_failed(&status, "Dump", "DeadlineExceeded");
     assert_condition(&status, "SourceRunning", "True", "SourceRuns");

@@ -368,6 +368,39 @@ fn helm(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Who may write everything of a namespace may write statuses too, and so the UID of a pod that is none of theirs.
+#[test]
+fn a_status_that_names_the_pod_of_another_namespace_has_nothing_done_to_it() -> Result<()> {
+    let (theirs, ours) = (Namespace::new("victim")?, Namespace::new("forger")?);
+    theirs.counter("counter", "node1")?;
+    let victim = uid(&theirs.0, "pod", "counter")?;
+    assert_failed(
+        &ours.take("first", json!({"sourcePodName": "counter"}))?,
+        "ResolveTarget",
+        "PodNotFound",
+    );
+    let forged = json!({"status": {
+        "conditions": [], "completionTime": null, "failure": null, "reason": null, "archiveState": null,
+        "nodeName": "node1", "sourcePodUID": victim, "sourceContainers": [],
+        "startTime": on_node("node1", "date -u +%FT%TZ")?.trim(),
+    }});
+    kubectl(&[
+        "-n",
+        &ours.0,
+        "patch",
+        KIND,
+        "first",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &forged.to_string(),
+    ])?;
+    let status = ours.ended("first")?;
+    assert_failed(&status, "Inspect", "SourcePodReplaced");
+    assert_undisturbed(&victim)?;
+    theirs.assert_source_went_on("counter", "main")
+}
+
 #[test]
 fn an_agent_whose_image_does_not_exist_is_said_at_once_and_not_waited_for() -> Result<()> {
     let namespace = Namespace::new("no-image")?;
