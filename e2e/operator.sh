@@ -9,7 +9,7 @@ build_operator() {
   local built program triple profile=${PODCHECKPOINT_PROFILE:-debug}
   say "compiling the operator ($profile)"
   cargo build --quiet --locked --profile "${profile/debug/dev}" --package podcheckpoint-controller --package podcheckpoint-agent \
-    --package podcheckpoint-probe --package podcheckpoint-e2e
+    --package podcheckpoint-probe --package podcheckpoint-e2e || return
   triple=$(rustc -vV | sed -n 's/^host: //p')
   built=$(mktemp -d)
   mkdir "$built/out"
@@ -19,7 +19,7 @@ build_operator() {
   done
   # The tag stays the same: by this a Deployment of an earlier build is told from one of this.
   PODCHECKPOINT_BUILD=$(cat "$built"/out/* | sha256sum | cut -c1-16)
-  e2e/cluster build-images "$built"
+  e2e/cluster build-images "$built" || return
   rm -rf "$built"
 }
 
@@ -31,7 +31,7 @@ install_operator() {
     --set controller.image.repository="${PODCHECKPOINT_IMAGE_PREFIX:-localhost}/podcheckpoint-controller" \
     --set agent.image.repository="${PODCHECKPOINT_IMAGE_PREFIX:-localhost}/podcheckpoint-agent" \
     --set controller.image.tag="${PODCHECKPOINT_IMAGE_TAG:-dev}" --set agent.image.tag="${PODCHECKPOINT_IMAGE_TAG:-dev}" \
-    --set-string controller.podAnnotations.build="${PODCHECKPOINT_BUILD:-unknown}" "$@" > /dev/null
+    --set-string controller.podAnnotations.build="${PODCHECKPOINT_BUILD:-unknown}" "$@" > /dev/null || return
   # Agents of an earlier build would stay until they are idle.
-  kubectl delete pod --namespace podcheckpoint-system --selector app.kubernetes.io/component=agent --wait > /dev/null 2>&1
+  kubectl delete pod --namespace podcheckpoint-system --selector app.kubernetes.io/component=agent --wait --timeout=180s > /dev/null
 }

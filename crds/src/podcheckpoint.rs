@@ -121,9 +121,9 @@ pub struct PodCheckpointSpec {
     #[x_kube(merge_strategy = kube::core::ListMerge::Set)]
     pub containers: Option<Vec<String>>,
 
-    /// Seconds that the operation may take, from the agent's first look at the node to the verified archive. When they are
-    /// over, the pod is made to run again and the checkpoint fails with DeadlineExceeded. How long an agent may take to
-    /// start is the administrator's choice, and comes before.
+    /// Seconds that the checkpoint may take, from the end of the proof that it can be taken to the verified archive. When
+    /// they are over, the pod is made to run again and the checkpoint fails with DeadlineExceeded. The agent's start and
+    /// the proof come before, and have limits of their own.
     #[serde(default = "default_timeout_seconds")]
     #[schemars(range(min = 1, max = 3600))]
     pub timeout_seconds: i32,

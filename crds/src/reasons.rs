@@ -187,7 +187,7 @@ reasons! {
         }
         RevertFailed {
             "A setting could not be put back yet.",
-            "The message has the error; the journal on the node keeps the value, and the next agent on the node tries again.",
+            "The message has the error; the journal on the node keeps the value, and the agent on the node tries again every half minute.",
             "Put it back by hand to the value that the message names if it is urgent.",
         }
     }
@@ -647,9 +647,9 @@ reasons! {
     }
     "The dump" {
         DeadlineExceeded {
-            "The operation took longer than spec.timeoutSeconds. The pod has been made to run again.",
-            "The message names the step and CRIU's last stage.",
-            "Raise timeoutSeconds when the pod has much memory; otherwise look at the stage in the message.",
+            "The checkpoint took longer than spec.timeoutSeconds, and was called off. SourceRunning says what the pod does now.",
+            "failure.step is Archive when the dump had ended and the archive was being verified; else it was under way.",
+            "Raise timeoutSeconds when the pod has much memory; otherwise look at CRIU's log, if there is one.",
         }
         DumpFailed {
             "CRIU could not dump the processes, for a cause that is not in this list.",

@@ -407,7 +407,8 @@ impl Agent {
                 None => false,
             };
             let still_open = |report: Report| report.status.patches.iter().any(Patch::is_open);
-            let unsettled = decision == Decision::Settle && report.is_some_and(still_open);
+            let told = matches!(decision, Decision::Settle | Decision::Repeat) && concluded;
+            let unsettled = told && report.is_some_and(still_open);
             Done {
                 uid,
                 concluded,

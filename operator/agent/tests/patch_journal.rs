@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use podcheckpoint_agent::node::cgroup::{Freezer, Version};
+use podcheckpoint_agent::security::Security;
 use podcheckpoint_agent::security::journal::{ChangeError, Holder, PatchJournal, Reverted};
 use podcheckpoint_agent::security::setting::Setting;
+use podcheckpoint_crds::{PodCheckpoint, PodCheckpointSpec, PodCheckpointStatus};
 
 /// Where the child of a test keeps its journal, and its cgroup.
 const CHILD: &str = "PODCHECKPOINT_TEST_JOURNAL";
@@ -313,6 +315,11 @@ fn what_could_not_be_put_back_is_tried_again_and_not_called_back() {
         );
     }
     assert_eq!(frozen.state(), "thawed");
+    let left = journal.entries();
+    assert!(
+        left[0].holders.is_empty() && left[0].abandoned == ["a"],
+        "{left:?}"
+    );
     drop(locked);
     let outcomes = journal.settle("a", &name);
     assert_eq!(outcomes[0].reverted, Reverted::Restored);
@@ -365,4 +372,36 @@ fn what_somebody_froze_below_is_no_part_of_the_setting() {
         ("frozen", "frozen")
     );
     drop(below);
+}
+
+/// Whoever puts it back in the end: the next agent, or the end of another checkpoint that shared it.
+#[tokio::test]
+async fn who_could_not_put_it_back_is_told_what_became_of_it() {
+    for next_agent in [true, false] {
+        let Some(frozen) = Frozen::new("told") else {
+            return;
+        };
+        let root = tempfile::tempdir().unwrap();
+        let (journal, setting) = (PatchJournal::new(root.path()), frozen.setting());
+        let patch = journal.change(&setting, holder("a"), None).unwrap().describe();
+        let locked = ReadOnly::new(&frozen.cgroup.path);
+        journal.release("a");
+        drop(locked);
+        let security = Arc::new(Security::new(root.path(), Vec::new()));
+        if next_agent {
+            security.recover(None).await;
+        } else {
+            journal.change(&setting, holder("b"), None).unwrap();
+            security.release("b", Path::new("/nowhere")).await;
+        }
+        let mut object = PodCheckpoint::new("a", PodCheckpointSpec::default());
+        object.metadata.uid = Some("a".into());
+        object.status = Some(PodCheckpointStatus {
+            patches: vec![patch],
+            ..Default::default()
+        });
+        let outcomes = security.settle(&object, None).await;
+        assert_eq!(outcomes.len(), 1, "{next_agent}");
+        assert_eq!(outcomes[0].reverted, Reverted::Restored);
+    }
 }

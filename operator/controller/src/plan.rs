@@ -21,8 +21,6 @@ use crate::target::{Refusal, Target, check_node, resolve};
 const AGENT_GRACE: SignedDuration = SignedDuration::from_secs(30);
 /// How often it is made sure that an agent is there to put a setting of its node back.
 const OPEN_PATCHES: Duration = Duration::from_secs(60);
-/// A pod's time of creation has whole seconds.
-const CREATION: SignedDuration = SignedDuration::from_secs(1);
 /// How long a deletion waits for an agent to delete the archive.
 const DELETION_LIMIT: SignedDuration = SignedDuration::from_secs(120);
 
@@ -378,12 +376,11 @@ fn leftover(world: &World) -> Option<&Pod> {
         .filter(|pod| is_older(pod, world) && pod_failure(pod).is_some())
 }
 
-/// Whether a pod of an agent was made before the object was bound.
+/// Whether a pod of an agent was made before the object, both by the API server's clock.
 fn is_older(pod: &Pod, world: &World) -> bool {
-    let start = world.object.status.as_ref().and_then(|s| s.start_time.as_ref());
+    let object = world.object.metadata.creation_timestamp.as_ref();
     let made = pod.metadata.creation_timestamp.as_ref();
-    made.zip(start)
-        .is_some_and(|(made, start)| made.0 + CREATION < start.0)
+    made.zip(object).is_some_and(|(made, object)| made.0 < object.0)
 }
 
 /// Why the agent does not start, as soon as that is certain.

@@ -93,6 +93,7 @@ fn world() -> World {
     let mut object = PodCheckpoint::new("first", spec);
     object.metadata.namespace = Some("shop".into());
     object.metadata.generation = Some(1);
+    object.metadata.creation_timestamp = Some(Time(at(0)));
     World {
         object,
         pod: Some(pod()),

@@ -31,6 +31,8 @@ const AT_WORK: &str = "ctrd-checkpoint";
 const TICK: Duration = Duration::from_millis(200);
 /// What is cut off from the time at which a file was changed.
 const TRUNCATED: Duration = Duration::from_secs(1);
+/// What is there for longer is nobody's work: no checkpoint may take so long.
+const OLD: Duration = Duration::from_secs(2 * 3600);
 /// When the runtime is given up: what it has there is of a containerd that is gone.
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -98,7 +100,11 @@ impl RuntimeFiles {
         let known = || KNOWN_ROOTS.map(PathBuf::from).to_vec();
         let roots = self.root.clone().map_or_else(known, |told| vec![told]);
         let before = |changed| running_since?.duration_since(changed).ok();
-        let begun_by_this_one = |changed| before(changed).is_none_or(|before| before <= TRUNCATED);
+        let recent = |changed: SystemTime| changed.elapsed().is_ok_and(|age| age < OLD);
+        let begun_by_this_one = |changed| {
+            running_since.is_none()
+                || recent(changed) && before(changed).is_none_or(|before| before <= TRUNCATED)
+        };
         let at_work = |id: &&String| {
             let of_container = Path::new("containers").join(id).join(AT_WORK);
             let mut places = roots.iter().map(|folder| folder.join(&of_container));

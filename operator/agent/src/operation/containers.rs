@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use podcheckpoint_crds::{Method, Reason, Step};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::keep::{aside_of_archive, describe_archive, not_stored, partial_tar, store_container};
@@ -59,7 +60,7 @@ async fn dump(
     cancelled: &CancellationToken,
 ) -> (Result<(), Stop>, Duration) {
     let (freezers, deadline) = (found.freezers(), found.deadline);
-    let watchdog = match arm(context, found, deadline.left() + WATCHDOG_GRACE).await {
+    let watchdog = match arm(context, found, deadline.limit + WATCHDOG_GRACE).await {
         Ok(watchdog) => watchdog,
         Err(error) => {
             let words = format!("the watchdog cannot be started: {error}");
@@ -67,7 +68,7 @@ async fn dump(
             return (Err(stop), Duration::ZERO);
         }
     };
-    let work = by_method(context, found, folder, deadline.left());
+    let work = by_method(context, found, folder, deadline.limit);
     let mut frozen = Duration::ZERO;
     let result = tokio::select! {
         result = work => result,
@@ -120,6 +121,8 @@ pub(super) fn longest_by_criu(report: &Report) -> Duration {
 /// Adds up how long any of the containers was frozen. Never returns.
 async fn watch_freezers(freezers: &[Freezer], frozen: &mut Duration) {
     let mut ticker = tokio::time::interval(FREEZER_TICK);
+    // A look that takes longer than a tick, at a container with many cgroups, is not made up for.
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = Instant::now();
     loop {
         ticker.tick().await;

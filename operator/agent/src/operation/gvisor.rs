@@ -124,7 +124,7 @@ impl Subject {
         let partial = folder.join(format!("{NAME}.partial"));
         archive::prepare(&partial).map_err(not_stored)?;
         let seen = self.seen().await.map_err(dump)?;
-        let saved = save::save(&self.sentry, &partial, deadline.left(), cancelled).await;
+        let saved = save::save(&self.sentry, &partial, deadline.limit, cancelled).await;
         let stood = saved.map_err(dump)?;
         gvisor::archive::describe(&partial, &self.of, &self.sentry, &seen).map_err(dump)?;
         let (of, name) = (self.of.clone(), folder.join(NAME));

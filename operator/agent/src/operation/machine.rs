@@ -66,7 +66,6 @@ impl Subject {
         &self,
         context: &Context,
         object: &PodCheckpoint,
-        deadline: Deadline,
         report: &mut Report,
     ) -> Result<(), Stop> {
         if !report.has(ConditionType::PtraceValidated) {
@@ -78,7 +77,7 @@ impl Subject {
                 text,
             );
         }
-        let limits = limits(context, object, deadline, &CancellationToken::new());
+        let limits = limits(context, object, Deadline::of(object), &CancellationToken::new());
         let ready = snapshot::check(&self.machine, &limits).await;
         let words = match &ready {
             Ok(ready) => ready.words(),
@@ -128,7 +127,7 @@ fn limits(
 ) -> Limits {
     Limits {
         archive_root: context.archive_root.clone(),
-        deadline: deadline.left(),
+        deadline: deadline.limit,
         allow_degraded: object.spec.allow_degraded,
         cancelled: cancelled.clone(),
     }

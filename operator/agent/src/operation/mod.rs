@@ -75,7 +75,7 @@ impl Context {
     }
 }
 
-/// The end of the time that the user gives to an operation. It begins with the first look at the node.
+/// The end of the time that the user gives to a checkpoint. It begins when everything has been looked at and proved.
 #[derive(Clone, Copy, Debug)]
 struct Deadline {
     limit: Duration,
@@ -276,10 +276,10 @@ async fn take(
     cancelled: &CancellationToken,
     phases: &mut Phases,
 ) -> Result<Taken, Stop> {
-    let found = found?;
+    let mut found = found?;
     let prepared = match &found.work {
         Work::Containers(_) => prepare(client, context, object, &found, report).await,
-        Work::Machine(machine) => machine.look(context, object, found.deadline, report).await,
+        Work::Machine(machine) => machine.look(context, object, report).await,
         Work::Guest(guest) => guest.look(context, report).await,
         Work::Gvisor(sandbox) => sandbox.look(context, object, report).await,
     };
@@ -288,12 +288,7 @@ async fn take(
     if object.spec.validate_only {
         return Ok(Taken::Nothing);
     }
-    if found.deadline.left().is_zero() {
-        let limit = found.deadline.limit.as_secs();
-        let words =
-            format!("looking at the node and the pod took all of the {limit} s; nothing was done to the pod");
-        return Err(Stop::new(Step::ValidatePtrace, Reason::DeadlineExceeded, words));
-    }
+    found.deadline = Deadline::of(object);
     // For whoever watches; the end is reported again and again, this is not worth waiting for.
     let _ = tokio::time::timeout(PROGRESS, report.publish(client)).await;
     checkpoint(context, object, &found, report, cancelled, phases).await?;

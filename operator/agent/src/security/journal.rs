@@ -36,6 +36,9 @@ pub struct Entry {
     pub paused: Option<String>,
     /// The checkpoints that need it.
     pub holders: Vec<Holder>,
+    /// UIDs of those that needed it and could not put it back: they are to be told what becomes of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub abandoned: Vec<String>,
 }
 
 /// A checkpoint that needs a change.
@@ -198,6 +201,7 @@ impl PatchJournal {
             boot: self.boot.clone(),
             paused,
             holders: vec![holder],
+            abandoned: Vec::new(),
         };
         self.write(&entry).map_err(ChangeError::Journal)?;
         match self.write_setting(setting, &entry.after, change.kept.as_deref()) {
@@ -342,10 +346,12 @@ impl PatchJournal {
         if !matches!(reverted, Reverted::Failed(_)) {
             return;
         }
-        let nobodys = Entry {
-            holders: Vec::new(),
-            ..entry.clone()
-        };
+        let mut nobodys = entry.clone();
+        for holder in nobodys.holders.drain(..) {
+            if !nobodys.abandoned.contains(&holder.uid) {
+                nobodys.abandoned.push(holder.uid);
+            }
+        }
         if let Err(error) = self.write(&nobodys) {
             tracing::error!(%error, setting = entry.setting.name(), "the journal cannot be written");
         }
@@ -492,6 +498,7 @@ mod tests {
                 boot: self.journal.boot.clone(),
                 paused: None,
                 holders: holders.iter().map(|uid| holder(uid)).collect(),
+                abandoned: Vec::new(),
             };
             self.journal.write(&entry).unwrap();
             self.set("0");

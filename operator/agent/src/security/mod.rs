@@ -177,8 +177,21 @@ impl Security {
         let (this, uid) = (self.clone(), uid.to_owned());
         let outcomes = tokio::task::spawn_blocking(move || this.journal.release(&uid)).await;
         let outcomes = outcomes.unwrap_or_default();
+        self.remember_for_the_abandoned(&outcomes);
         pause_as_before(&outcomes, runtime_socket).await;
         outcomes
+    }
+
+    /// Those that could not put it back are told at the next look at them.
+    fn remember_for_the_abandoned(&self, outcomes: &[Outcome]) {
+        let mut recovered = self.recovered.lock().unwrap_or_else(PoisonError::into_inner);
+        let over =
+            |outcome: &&Outcome| !matches!(outcome.reverted, Reverted::Failed(_) | Reverted::Shared(_));
+        for outcome in outcomes.iter().filter(over) {
+            for uid in &outcome.entry.abandoned {
+                recovered.entry(uid.clone()).or_default().push(outcome.clone());
+            }
+        }
     }
 
     /// What became of the changes that an object's status calls open. What could not be put back is tried again.
@@ -198,6 +211,9 @@ impl Security {
         let this = self.clone();
         let settled = tokio::task::spawn_blocking(move || this.journal.settle(&uid, &settings)).await;
         let outcomes = settled.unwrap_or_default();
+        self.remember_for_the_abandoned(&outcomes);
+        // It is told here and now.
+        self.recovered(object.metadata.uid.as_deref().unwrap_or_default());
         self.pause_what_is_back(&outcomes, runtime_socket).await;
         outcomes
     }
@@ -229,11 +245,9 @@ impl Security {
         self.pause_what_is_back(&outcomes, runtime_socket).await;
         let mut recovered = self.recovered.lock().unwrap_or_else(PoisonError::into_inner);
         for outcome in outcomes {
-            for holder in &outcome.entry.holders {
-                recovered
-                    .entry(holder.uid.clone())
-                    .or_default()
-                    .push(outcome.clone());
+            let holders = outcome.entry.holders.iter().map(|holder| &holder.uid);
+            for uid in holders.chain(&outcome.entry.abandoned) {
+                recovered.entry(uid.clone()).or_default().push(outcome.clone());
             }
         }
     }
@@ -432,6 +446,7 @@ mod tests {
             boot: String::new(),
             paused: None,
             holders: Vec::new(),
+            abandoned: Vec::new(),
         };
         let say = |reverted| {
             let outcome = Outcome {
