@@ -29,7 +29,8 @@ fn fixture_pod(namespace: &Namespace, node: &str, mode: &str) -> Result<()> {
     ]
     .map(str::to_owned);
     namespace.manifest("v1", "Pod", mode, json!({
-        "nodeName": node, "terminationGracePeriodSeconds": 0,
+        // One that is started again while its pod is deleted could be what the runtime cannot end, see below.
+        "nodeName": node, "terminationGracePeriodSeconds": 0, "restartPolicy": "Never",
         "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": command,
             "volumeMounts": [{"name": "programs", "mountPath": PROGRAMS}, {"name": "tmp", "mountPath": "/tmp"}]}],
         "volumes": [{"name": "programs", "hostPath": {"path": PROGRAMS}}, {"name": "tmp", "emptyDir": {}}],
