@@ -585,7 +585,7 @@ reasons! {
         ParasiteRejected {
             "CRIU's own code, which runs for a moment inside the target, is not let do there what it needs: a file in memory, that file mapped as code, a connection to CRIU's socket.",
             "The same call, executed in the target by the probe, gave an error; or CRIU's log says so. The target's limits (RLIMIT_AS, RLIMIT_NOFILE), its Landlock domain, its AppArmor or SELinux label and PR_SET_SYSCALL_USER_DISPATCH decide.",
-            "Find the call with `podcheckpoint-probe --inject --pid PID`. Raise the limit of the running process (`prlimit --pid PID --as=unlimited --nofile=65536`); a Landlock domain and a label stay for as long as the process lives, so start the pod without that restriction.",
+            "Find the call with `podcheckpoint-probe --inject --pid PID`. Look at the limits of the running process (`prlimit --pid PID`) and raise the soft one, at most to the hard one (`prlimit --pid PID --as=unlimited:`, `prlimit --pid PID --nofile=NUMBER:`); a Landlock domain and a label stay for as long as the process lives, so start the pod without that restriction.",
             confirm: "`podcheckpoint-probe --inject --pid PID`, `cat /proc/PID/limits`, `cat /proc/PID/attr/current`",
             affects: "The target, and what it may use.",
         }

@@ -25,6 +25,8 @@ const UNINTERRUPTIBLE_SAMPLES: [Duration; 3] = [
     Duration::from_millis(30),
     Duration::from_millis(60),
 ];
+/// Of how many uninterruptible threads it is told where they wait.
+const DESCRIBED: usize = 4;
 /// How many threads of a process are described one by one.
 const NOTABLE: usize = 64;
 
@@ -175,7 +177,33 @@ pub fn processes(roots: &[i32], tracer: &Tracer, selinux: Option<&Selinux>) -> V
             ..process
         })
     };
-    pids.into_iter().filter_map(described).collect()
+    let mut processes: Vec<Process> = pids.into_iter().filter_map(described).collect();
+    settle(&mut processes);
+    processes
+}
+
+/// An uninterruptible thread is called so only if it is at each of several looks, at all of them together: where storage is
+/// dead there can be hundreds. Where some of them wait is told too.
+fn settle(processes: &mut [Process]) {
+    let waits = |thread: &&mut Thread| thread.state == 'D';
+    for pause in UNINTERRUPTIBLE_SAMPLES {
+        let mut threads = processes.iter_mut().flat_map(|process| &mut process.notable);
+        if !threads.any(|thread| thread.state == 'D') {
+            return;
+        }
+        std::thread::sleep(pause);
+        for thread in processes
+            .iter_mut()
+            .flat_map(|process| &mut process.notable)
+            .filter(waits)
+        {
+            thread.state = proc::status(thread.tid).map_or('X', |status| status.state);
+        }
+    }
+    let threads = processes.iter_mut().flat_map(|process| &mut process.notable);
+    for thread in threads.filter(waits).take(DESCRIBED) {
+        thread.wchan = wchan(thread.tid);
+    }
 }
 
 /// Targets about which root may not read: a security module hides them. Where only the kernel's own rights hide a process,
@@ -241,12 +269,18 @@ fn process(pid: i32, root: bool) -> Option<Process> {
 }
 
 fn notable(tids: &[i32]) -> Vec<Thread> {
-    tids.iter()
+    let mut notable: Vec<(i32, Status)> = tids
+        .iter()
         .filter_map(|tid| proc::status(*tid).map(|status| (*tid, status)))
         .filter(|(_, status)| is_notable(status))
-        .map(|(tid, status)| thread(tid, &status))
-        .take(NOTABLE)
-        .collect()
+        .collect();
+    // A filter is nothing special, and often every thread has one: it must not hide a tracer.
+    notable.sort_by_key(|(_, status)| {
+        let special = status.tracer != 0 || status.trap_pending || !matches!(status.state, 'R' | 'S' | 'I');
+        !special
+    });
+    let described = notable.iter().take(NOTABLE);
+    described.map(|(tid, status)| thread(*tid, status)).collect()
 }
 
 fn is_notable(status: &Status) -> bool {
@@ -257,35 +291,17 @@ fn is_notable(status: &Status) -> bool {
 }
 
 fn thread(tid: i32, status: &Status) -> Thread {
-    let state = if status.state == 'D' {
-        settled_state(tid)
-    } else {
-        status.state
-    };
     Thread {
         tid,
-        state,
+        state: status.state,
         tracer: status.tracer,
         tracer_comm: proc::status(status.tracer)
             .filter(|_| status.tracer != 0)
             .map(|tracer| tracer.comm),
         seccomp: status.seccomp,
         trap_pending: status.trap_pending,
-        wchan: (state == 'D').then(|| wchan(tid)).flatten(),
+        wchan: None,
     }
-}
-
-/// D only if it is D each time.
-fn settled_state(tid: i32) -> char {
-    for pause in UNINTERRUPTIBLE_SAMPLES {
-        std::thread::sleep(pause);
-        match proc::status(tid) {
-            Some(status) if status.state == 'D' => {}
-            Some(status) => return status.state,
-            None => return 'X',
-        }
-    }
-    'D'
 }
 
 /// Where a task waits in the kernel; this read can block.

@@ -14,7 +14,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// How often a kernel that writes is looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// How long a kernel that writes is waited for when its checkpoint is not wanted any more.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is known of a sandbox before anything is done.
 #[derive(Clone, Debug, PartialEq, Eq)]

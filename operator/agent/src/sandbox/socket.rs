@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::fs::FileType;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde::{Deserialize, Serialize};
 
 use super::view::View;
@@ -68,6 +69,16 @@ impl SocketPath {
     }
 }
 
+/// A listener whose queue is full, because it hangs, would keep a connection, and with it a thread, without a limit.
+fn connect_at_once(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 /// Connects to a name in a process's view.
 fn connect_in(owner: i32, path: &Path, owners: &[i32]) -> io::Result<UnixStream> {
     let view = if path.is_absolute() {
@@ -79,7 +90,7 @@ fn connect_in(owner: i32, path: &Path, owners: &[i32]) -> io::Result<UnixStream>
     if !found.is(FileType::Socket) {
         return Err(io::Error::other("no socket"));
     }
-    let stream = UnixStream::connect(found.name())?;
+    let stream = connect_at_once(&found.name())?;
     // The kernel notes who began to listen; a name can be given to anybody's socket.
     let peer = getsockopt(&stream, PeerCredentials)?.pid();
     if owners.contains(&peer) {

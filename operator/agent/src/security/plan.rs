@@ -35,7 +35,7 @@ fn profiles(seen: &Observations) -> Result<Vec<Setting>, &'static str> {
     let refused = seen.steps.iter().filter(|record| {
         record.subject == Subject::Canary
             && record.step != Step::Profile
-            && matches!(record.end, End::Errno(_))
+            && matches!(record.end, End::Errno(_) | End::Killed(_))
     });
     for record in refused {
         let process = seen.processes.iter().find(|process| process.pid == record.pid);

@@ -39,8 +39,13 @@ impl Qmp {
         let busy = || VmError::Busy(socket.to_string());
         // With a full queue even the connection waits.
         let stream = timeout_at(until, socket.connect()).await.map_err(|_| busy())?;
+        let stream = match stream {
+            // Its queue is full.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(busy()),
+            stream => stream.map_err(unreachable)?,
+        };
         let mut qmp = Self {
-            stream: stream.map_err(unreachable)?,
+            stream,
             read: Vec::new(),
             last: 0,
             version: (0, 0, 0),

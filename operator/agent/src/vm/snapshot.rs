@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, SeekFrom, seek};
@@ -229,7 +230,8 @@ fn room_in_jail(pid: i32, memory: u64, root: &Path) -> Result<(), VmError> {
 /// Memory of a process that is in memory or swapped out, from /proc/PID/status.
 fn resident(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let wanted = ["RssAnon:", "RssShmem:", "RssFile:", "VmSwap:"];
+    // Huge pages are in none of the others, proc_pid_status(5).
+    let wanted = ["RssAnon:", "RssShmem:", "RssFile:", "VmSwap:", "HugetlbPages:"];
     let lines = status
         .lines()
         .filter(|line| wanted.iter().any(|key| line.starts_with(key)));
@@ -247,15 +249,18 @@ fn room_and_speed(root: &Path, bytes: u64) -> Result<u64, VmError> {
         }
     };
     archive::check_room(root, bytes, 1).map_err(disk)?;
-    let path = root.join(format!(".speed-{}", std::process::id()));
+    static TRIALS: AtomicUsize = AtomicUsize::new(0);
+    let number = TRIALS.fetch_add(1, Ordering::Relaxed);
+    let path = root.join(format!(".speed-{}-{number}", std::process::id()));
     let begun = Instant::now();
     let written = File::create(&path).and_then(|mut file| {
+        // Without a name it goes with whoever dies in the middle.
+        fs::remove_file(&path)?;
         let chunk = vec![0x5a; 1 << 20];
         (0..TRIAL >> 20).try_for_each(|_| file.write_all(&chunk))?;
         file.sync_data()
     });
     let took = begun.elapsed();
-    let _ = fs::remove_file(&path);
     written.map_err(VmError::disk(&path))?;
     Ok((TRIAL as f64 / took.as_secs_f64().max(0.000_1)) as u64)
 }

@@ -41,8 +41,13 @@ fn cause_of_denial(seen: &Observations, process: &Process, reading_denied: bool)
     if yama == Some(3) && !reading_denied {
         return (Reason::YamaNoAttach, "kernel.yama.ptrace_scope is 3".into());
     }
-    let capable = has(seen.tracer.capabilities)
-        && matches!(process.user_namespace, UserNamespace::Same | UserNamespace::Below);
+    // Whoever denies reading hides the namespace as well; all are below the first one.
+    let within = match process.user_namespace {
+        UserNamespace::Same | UserNamespace::Below => true,
+        UserNamespace::Unknown => seen.tracer.initial_user_namespace,
+        _ => false,
+    };
+    let capable = has(seen.tracer.capabilities) && within;
     if !capable && let Some(found) = incapable(seen, process, reading_denied) {
         return found;
     }
@@ -165,7 +170,9 @@ pub(super) fn security_module(seen: &Observations, process: Option<&Process>) ->
             format!("{words}; no denial was found in the kernel's log"),
         ));
     }
-    if active("apparmor") && !label.starts_with("unconfined") {
+    // A profile can be unconfined too: `runc (unconfined)`.
+    let unconfined = label.starts_with("unconfined") || label.ends_with("(unconfined)");
+    if active("apparmor") && !unconfined {
         return Some((
             Reason::AppArmorDenied,
             format!("tracer {label}, target {theirs}; no denial was found in the kernel's log"),

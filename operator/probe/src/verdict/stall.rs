@@ -1,8 +1,8 @@
 //! What a tracer that did not come back hangs on.
 
-use podcheckpoint_crds::Reason;
+use podcheckpoint_crds::{Outcome, Reason};
 
-use super::{Finding, fail};
+use super::{Finding, fail, found};
 use crate::observation::{Process, Record, Stall, Step};
 
 /// A tracer that did not come back.
@@ -47,6 +47,11 @@ pub(super) fn stalled(
             format!("; listeners are held by {}", stall.listeners.join(", "))
         };
         return fail(check, Reason::SeccompNotifyUnanswered, pid, describe(&holders));
+    }
+    // One that computes, or is kept from the processor by its limits, stops when it next runs.
+    if record.step == Step::Stop && process.is_some() && stall.target.state == 'R' {
+        let words = describe("; it computes or gets no processor time");
+        return found(check, Outcome::Unknown, Reason::ProbeIncomplete, pid, words);
     }
     let reason = match (stall.tracer.state, stall.target.state) {
         ('D', _) if waits("ptrace_attach") => Reason::TargetFrozenStopped,

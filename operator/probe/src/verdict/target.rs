@@ -231,8 +231,9 @@ pub(super) fn profile_of(seen: &Observations, process: &Process) -> Option<Findi
         .steps
         .iter()
         .filter(|r| r.subject == Subject::Canary && r.pid == process.pid && r.step != Step::Profile)
-        .filter(|r| matches!(r.end, End::Errno(errno) if denies(errno)))
+        .filter(|r| matches!(r.end, End::Errno(errno) if denies(errno)) || matches!(r.end, End::Killed(_)))
         .collect();
+    let kills = refused.iter().any(|r| matches!(r.end, End::Killed(_)));
     if refused.is_empty() {
         return None;
     }
@@ -248,8 +249,14 @@ pub(super) fn profile_of(seen: &Observations, process: &Process) -> Option<Findi
         .find(|line| line.contains("apparmor=\"DENIED\""));
     let logged = logged.map_or_else(String::new, |line| format!("; the kernel's log: {line}"));
     let profile = process.profile().unwrap_or_default();
-    let evidence =
-        format!("the AppArmor profile {profile} denies what CRIU does inside the process: {words}{logged}");
+    let killed = if kills {
+        ", and kills the process for it"
+    } else {
+        ""
+    };
+    let evidence = format!(
+        "the AppArmor profile {profile} denies what CRIU does inside the process{killed}: {words}{logged}"
+    );
     Some(fail(
         "AppArmor profile",
         Reason::LsmDenied,
